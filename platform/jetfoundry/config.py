@@ -1,0 +1,243 @@
+"""Run configuration: frozen dataclasses <- YAML file <- `key.sub=value`.
+
+Each room keeps its own dataclass next to the code it configures; a job nests them into one. Rules:
+an unknown key is an error that names the nearest valid one, a value of the wrong type is an error that names
+the key, and the final configuration is written to the run folder. No key is read by string anywhere else.
+
+Supported field types: bool, int, float, str, Path, `X | None`, `Literal[...]`, `tuple[X, ...]`,
+`dict[str, X]`, `Any` and nested dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from jetfoundry.errors import ConfigError, nearest
+
+__all__ = ["build", "describe", "fingerprint", "load_yaml", "option", "parse_overrides", "read", "to_dict"]
+
+T = TypeVar("T")
+
+
+def option(default: Any, meaning: str) -> Any:
+    """A dataclass field with a default and the sentence (with unit) that `--help` prints."""
+    if isinstance(default, dict | list):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": meaning})
+    return dataclasses.field(default=default, metadata={"help": meaning})
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice and reads `1e-3` as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                msg = f"line {key_node.start_mark.line + 1}: key {key!r} is given twice"
+                raise ConfigError(msg)
+            seen.add(key if isinstance(key, str) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(path: str | Path) -> Any:
+    """Parse a YAML file with safe types only; errors name the file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        msg = f"cannot read {path}: {error.strerror or error}"
+        raise ConfigError(msg) from error
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, ConfigError) as error:
+        msg = f"{path}: {error}"
+        raise ConfigError(msg) from error
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """Turn `["train.lr=1e-3", "classes=[a, b]"]` into a nested dict; values are read as YAML."""
+    tree: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            msg = f"cannot read argument {argument!r}: wanted key.sub=value"
+            raise ConfigError(msg)
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:  # a bare string with YAML's own signs in it, e.g. input=*.root
+            value = text
+        node = tree
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                msg = f"argument {argument!r}: {parent} already has a plain value"
+                raise ConfigError(msg)
+            node = child
+        node[leaf] = value
+    return tree
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def read(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
+    """Build a `cls` from its defaults, then the YAML file at `path`, then `key.sub=value` overrides."""
+    tree: Any = {} if path is None else load_yaml(path)
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        msg = f"{path}: wanted a mapping of keys to values, got {type(tree).__name__}"
+        raise ConfigError(msg)
+    return build(cls, _merge(tree, parse_overrides(overrides)), where=str(path) if path else "")
+
+
+def build(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:
+    """Build the dataclass `cls` from a plain mapping; `where` (a file) opens every error message."""
+    return typing.cast("T", _dataclass(cls, tree, "", f"{where}: " if where else ""))
+
+
+def _dataclass(cls: Any, tree: Mapping[str, Any], key: str, where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        if name not in fields:
+            msg = f"{where}unknown key {_join(key, str(name))!r}; {nearest(str(name), fields)}"
+            raise ConfigError(msg)
+        values[name] = _convert(hints[name], value, _join(key, name), where)
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            msg = f"{where}missing key {_join(key, name)!r}: {field.metadata.get('help', 'it has no default')}"
+            raise ConfigError(msg)
+    try:
+        return cls(**values)
+    except ValueError as error:  # limits checked in __post_init__
+        msg = f"{where}{key + ': ' if key else ''}{error}"
+        raise ConfigError(msg) from error
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _convert(hint: Any, value: Any, key: str, where: str) -> Any:
+    """Convert a YAML value to the type `hint`, or say what was wanted and what came."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (inner,) = (arg for arg in args if arg is not type(None))
+        return _convert(inner, value, key, where)
+    if origin is typing.Literal:
+        if value in args:
+            return value
+        raise _wrong(where, key, "one of " + ", ".join(map(str, args)), value, nearest(str(value), map(str, args)))
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, Mapping):
+            return _dataclass(hint, value, key, where)
+        raise _wrong(where, key, "a mapping", value)
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_convert(args[0], item, f"{key}[{i}]", where) for i, item in enumerate(items))
+    if origin is dict:
+        if isinstance(value, Mapping):
+            return {str(k): _convert(args[1], v, _join(key, str(k)), where) for k, v in value.items()}
+        raise _wrong(where, key, "a mapping", value)
+    return _scalar(hint, value, key, where)
+
+
+def _scalar(hint: Any, value: Any, key: str, where: str) -> Any:
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and not isinstance(value, bool):
+        if isinstance(value, int):
+            return value
+        if isinstance(value, float | str):
+            number = _number(value)
+            if number is not None and number == int(number):
+                return int(number)
+    if hint is float and not isinstance(value, bool):
+        number = _number(value)
+        if number is not None:
+            return number
+    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    raise _wrong(where, key, hint.__name__, value)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _wrong(where: str, key: str, wanted: str, value: Any, hint: str = "") -> ConfigError:
+    return ConfigError(f"{where}{key}: wanted {wanted}, got {value!r}" + (f"; {hint}" if hint else ""))
+
+
+def to_dict(config: Any) -> Any:
+    """The configuration as plain YAML/JSON types, in field order."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(key): to_dict(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_dict(item) for item in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def fingerprint(config: Any, ignore: Sequence[str] = ()) -> str:
+    """Twelve hex digits that change when any key outside `ignore` (dotted names) changes.
+
+    Ray Train resumes silently under a changed configuration; comparing this on resume is our guard.
+    """
+    tree = to_dict(config)
+    for name in ignore:
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node.pop(leaf, None)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def describe(cls: Any, prefix: str = "") -> list[tuple[str, str, str]]:
+    """Rows (dotted key, default, meaning) of every option, for `--help`."""
+    rows: list[tuple[str, str, str]] = []
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        key, hint = _join(prefix, field.name), hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            rows.extend(describe(hint, key))
+            continue
+        if field.default is not dataclasses.MISSING:
+            default = repr(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            default = repr(field.default_factory())
+        else:
+            default = "required"
+        rows.append((key, default, field.metadata.get("help", "")))
+    return rows

@@ -1,0 +1,1 @@
+"""ROOT and Parquet to shards, shards to batches."""

@@ -1,0 +1,1 @@
+"""Downstream tasks on a frozen backbone: embedding cache, probes, the Tune fan-out."""

@@ -1,0 +1,46 @@
+"""The errors a user can meet, and the nearest-name hint that goes into their messages.
+
+Every message names where it happened (file, entry, field), what was wanted and what came. Jobs print
+such an error as one line and exit with code 2 (`cli.py`); anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["CheckpointError", "ConfigError", "FormulaError", "InputError", "JetFoundryError", "nearest"]
+
+
+class JetFoundryError(Exception):
+    """Base of all errors that are the input's fault, not the program's."""
+
+
+class ConfigError(JetFoundryError):
+    """A recipe, data YAML, task file or command line that cannot be used."""
+
+
+class FormulaError(ConfigError):
+    """A formula in a YAML file that does not parse, or names something unknown or forbidden."""
+
+
+class InputError(JetFoundryError):
+    """A data file, shard or jet that cannot be used."""
+
+
+class CheckpointError(JetFoundryError):
+    """A checkpoint or run folder that does not belong to this configuration."""
+
+
+def nearest(name: str, options: Iterable[str], n: int = 3) -> str:
+    """Say which of `options` look most like `name`: a phrase to append to an error message.
+
+    >>> nearest("part_ptt", ["part_pt", "part_eta", "jet_pt"], n=1)
+    'nearest: part_pt'
+    """
+    known = sorted(set(options))
+    close = difflib.get_close_matches(name, known, n=n, cutoff=0.4)
+    if close:
+        return "nearest: " + ", ".join(close)
+    shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    return f"known: {shown}" if known else "nothing is known here"

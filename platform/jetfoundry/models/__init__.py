@@ -1,0 +1,1 @@
+"""Networks, their checkpoints and their export. Plain PyTorch: nothing here imports Ray."""

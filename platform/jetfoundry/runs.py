@@ -1,0 +1,98 @@
+"""The run folder: `config.yaml` (final), `summary.json` (figures and provenance), logs and plots.
+
+A run folder belongs to one configuration. The same command on it continues; a changed configuration is
+refused with the keys that differ, because results of two configurations must not mix under one name.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jetfoundry import config, files
+from jetfoundry.errors import CheckpointError
+
+__all__ = ["git_commit", "open_run", "provenance", "write_summary"]
+
+_PACKAGES = (
+    "jetfoundry", "torch", "ray", "pyarrow", "awkward", "uproot", "numpy", "scikit-learn",
+    "onnx", "onnxruntime", "pythia8mc", "fastjet",
+)  # fmt: skip
+
+
+def open_run(folder: str | Path, configuration: Any, may_change: Sequence[str] = ()) -> Path:
+    """Create or re-open a run folder and write the final configuration into it.
+
+    Raises CheckpointError if the folder holds another configuration; the dotted keys in `may_change`
+    (more epochs, other worker numbers) are exempt.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    now = config.to_dict(configuration)
+    stored = path / "config.yaml"
+    if stored.exists():
+        before = config.load_yaml(stored)
+        differing = [row for row in _differences(before, now) if row[0] not in may_change]
+        if differing:
+            shown = "; ".join(f"{key}: was {old!r}, now {new!r}" for key, old, new in differing[:5])
+            msg = f"{path} holds a run with another configuration ({shown}); choose another run folder or delete it"
+            raise CheckpointError(msg)
+    files.write_text(stored, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+    return path
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        rows = []
+        for name in [*old, *(n for n in new if n not in old)]:
+            rows += _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+        return rows
+    return [] if old == new else [(key, old, new)]
+
+
+def git_commit() -> str:
+    """Commit of the source tree with `+dirty` if it was changed, or the value of JETFOUNDRY_COMMIT, or 'unknown'."""
+    root = Path(__file__).resolve().parent
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head + ("+dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):  # an installed wheel, or a Ray job without .git
+        return os.environ.get("JETFOUNDRY_COMMIT", "unknown")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, git commit, command and machine, for `summary.json`."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "versions": versions,
+        "machine": {"system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count()},
+    }
+
+
+def write_summary(folder: str | Path, **figures: Any) -> Path:
+    """Write `summary.json`: the figures of this run, then where they come from."""
+    path = Path(folder) / "summary.json"
+    files.write_json(path, {**figures, "provenance": provenance()})
+    return path
