@@ -1,0 +1,97 @@
+"""Score jets with a trained network, from PyTorch or ONNX, through one function.
+
+Jets go through the data YAML that travels with the model, are sorted by length, padded in small batches, scored, and
+come back in input order. Jets that the YAML's test-time selection refuses have no score; `rows` says which have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+import yaml
+
+from jetfoundry.data.features import DataConfig, load_data_config
+from jetfoundry.models.checkpoints import load_model
+
+__all__ = ["Network", "Scored", "open_network", "score_table"]
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network ready to score: its data YAML, class names, identity, and a function of padded inputs.
+
+    `run(inputs)` takes `pf_features` (b, F, P), `pf_vectors` (b, 4, P), `pf_mask` (b, 1, P) as float32 arrays and
+    returns logits (b, C), up to a constant per jet, and the latent (b, D).
+    """
+
+    data: DataConfig
+    classes: tuple[str, ...]
+    hash: str
+    run: Callable[[Mapping[str, Floats]], tuple[Floats, Floats]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Outputs for the selected jets: their `rows` in the table (B',), logits (B', C), latent (B', D)."""
+
+    rows: npt.NDArray[np.int64]
+    logits: Floats
+    latent: Floats
+
+
+def open_network(path: str | Path, device: str = "cpu") -> Network:
+    """Open `model.pt`, a run folder that holds one, or an exported `.onnx` file."""
+    path = Path(path)
+    if path.suffix == ".onnx":
+        return _open_onnx(path)
+    file = load_model(path / "model.pt" if path.is_dir() else path)
+    model = file.build().to(device).eval()
+
+    def run(inputs: Mapping[str, Floats]) -> tuple[Floats, Floats]:
+        with torch.inference_mode():
+            features, vectors, mask = (
+                torch.from_numpy(inputs[name]).to(device) for name in ("pf_features", "pf_vectors", "pf_mask")
+            )
+            latent = model.latent(features, vectors, mask > 0)
+            return model.head(latent).float().cpu().numpy(), latent.float().cpu().numpy()
+
+    return Network(load_data_config(yaml.safe_load(file.data_yaml)), tuple(file.classes), file.hash, run)
+
+
+def _open_onnx(path: Path) -> Network:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    meta = session.get_modelmeta().custom_metadata_map
+
+    def run(inputs: Mapping[str, Floats]) -> tuple[Floats, Floats]:
+        scores, latent = session.run(["scores", "latent"], dict(inputs))
+        return np.log(np.maximum(scores, np.finfo(np.float32).tiny)), latent
+
+    data = load_data_config(yaml.safe_load(meta["data_yaml"]))
+    return Network(data, tuple(meta["classes"].split("\n")), meta["model_hash"], run)
+
+
+def score_table(network: Network, table: pa.Table, batch_size: int = 256) -> Scored:
+    """Score a table of jets (JetClass-II columns, at least those that the network's data YAML reads)."""
+    features = network.data.apply(table, training=False)
+    jets = len(features.rows)
+    order = np.argsort(np.diff(features.offsets), kind="stable")
+    parts = [order[begin : begin + batch_size] for begin in range(0, jets, batch_size)]
+    done = [network.run({name: features.pad(name, part) for name in _INPUTS}) for part in parts]
+    if not done:
+        return Scored(features.rows, np.empty((0, len(network.classes)), np.float32), np.empty((0, 0), np.float32))
+    back = np.argsort(order, kind="stable")
+    logits, latent = (np.concatenate(outputs)[back] for outputs in zip(*done, strict=True))
+    return Scored(features.rows, logits, latent)
+
+
+_INPUTS = ("pf_features", "pf_vectors", "pf_mask")

@@ -1,0 +1,265 @@
+"""Plots in the style of the field, as Matplotlib figures that share no state and can be drawn in threads.
+
+Decided here: no pyplot and no rcParams (both are global), so the style is set on every figure as it is finished; all
+axes carry a unit; what the jets are (e.g. "simulated (Pythia 8, embedded detector)") stands above each plot.
+Colours are the ten of M. Petroff (arXiv:2107.02270), made for colour-vision deficiency.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.text
+import mplhep
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
+
+from jetfoundry.errors import InputError
+from jetfoundry.evaluate.metrics import MIN_SURVIVORS, RocCurve, normalise_rows
+
+__all__ = [
+    "COLOURS",
+    "Constituents",
+    "class_counts",
+    "confusion",
+    "constituents",
+    "jets_eta_phi",
+    "learning_curves",
+    "png",
+    "roc",
+    "score_distribution",
+]
+
+COLOURS = (
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+)  # fmt: skip
+
+_FONT = ["TeX Gyre Heros", "DejaVu Sans"]  # the first is what the experiments print in; mplhep brings it
+
+_PANELS: dict[str, dict[str, str]] = {
+    "cross-entropy loss [nats]": {"loss": "training", "val_loss": "validation"},
+    "accuracy": {"val_accuracy": "validation"},
+}
+
+_PARTICLES = {
+    "charged hadron": ("part_isChargedHadron", "o", COLOURS[0]),
+    "neutral hadron": ("part_isNeutralHadron", "s", COLOURS[3]),
+    "photon": ("part_isPhoton", "o", COLOURS[1]),
+    "electron": ("part_isElectron", "^", COLOURS[4]),
+    "muon": ("part_isMuon", "v", COLOURS[2]),
+}
+
+
+class Constituents(NamedTuple):
+    """The constituents of one jet for display: arrays (P,), pt in GeV, dphi in rad; kind = the particle's type."""
+
+    title: str
+    pt: npt.NDArray[Any]
+    deta: npt.NDArray[Any]
+    dphi: npt.NDArray[Any]
+    kind: npt.NDArray[np.str_]
+
+
+def constituents(jet: Mapping[str, Any], title: str) -> Constituents:
+    """Read one row of JetClass-II columns (`part_px`, `part_deta`, `part_isMuon`, …) for `jets_eta_phi`."""
+    column = {name: np.asarray(values) for name, values in jet.items() if name.startswith("part_")}
+    kind = np.full(len(column["part_px"]), "neutral hadron", dtype="<U14")
+    for name, (flag, _, _) in _PARTICLES.items():
+        kind[column[flag].astype(bool)] = name
+    return Constituents(
+        title, np.hypot(column["part_px"], column["part_py"]), column["part_deta"], column["part_dphi"], kind
+    )
+
+
+def learning_curves(rows: Sequence[Mapping[str, Any]], sample: str = "", x: str = "epoch") -> Figure:
+    """Loss and accuracy against `x` from the rows of a run's metrics; a row need not hold every key."""
+    found = {
+        label: {name: _points(rows, x, key) for key, name in series.items() if len(_points(rows, x, key)[0])}
+        for label, series in _PANELS.items()
+    }
+    panels = {label: series for label, series in found.items() if series}
+    figure = _figure(4.6 * max(1, len(panels)), 3.6)
+    for i, (label, series) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        for name, (at, values) in series.items():
+            is_validation = name == "validation"
+            marker = "o" if is_validation and len(at) <= 100 else ""
+            colour = COLOURS[2] if is_validation else COLOURS[0]
+            axes.plot(at, values, color=colour, marker=marker, markersize=4, linewidth=1.5, label=name)
+        axes.set_xlabel(x)
+        axes.set_ylabel(label)
+        axes.legend(frameon=False, fontsize=10)
+        _style(axes, sample if i == 0 else "")
+    return _finish(figure)
+
+
+def _points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    pairs = [(row[x], row[y]) for row in rows if row.get(x) is not None and row.get(y) is not None]
+    table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def roc(curves: Mapping[str, RocCurve], sample: str = "", signal: str = "signal", background: str = "") -> Figure:
+    """Background efficiency (log) against signal efficiency; dotted where fewer than 10 background jets survive."""
+    figure = _figure(5.2, 4.6)
+    axes = figure.add_subplot()
+    lowest = 1.0
+    for i, (name, curve) in enumerate(curves.items()):
+        eff_s, eff_b, survivors = _thinned(curve)
+        colour, solid = COLOURS[i % len(COLOURS)], survivors >= MIN_SURVIVORS
+        drawn = eff_b > 0
+        axes.plot(eff_s[solid & drawn], eff_b[solid & drawn], color=colour, linewidth=1.8, label=name)
+        axes.plot(eff_s[~solid & drawn], eff_b[~solid & drawn], color=colour, linewidth=1.2, linestyle=":")
+        lowest = min([lowest, *eff_b[drawn]])
+    diagonal = np.geomspace(1e-3, 1, 100)
+    axes.plot(diagonal, diagonal, color="0.6", linewidth=1, linestyle="--", label="random")
+    axes.set_yscale("log")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(min(0.5 * lowest, 0.1), 1.5)
+    axes.set_xlabel(f"{signal} efficiency")
+    axes.set_ylabel(f"{background or 'background'} efficiency")
+    axes.legend(frameon=False, fontsize=10, loc="lower right")
+    _style(axes, sample)
+    return _finish(figure)
+
+
+def _thinned(curve: RocCurve, points: int = 500) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """At most `points` steps of the curve, even in signal efficiency: a million would only make drawing slow."""
+    at = np.searchsorted(curve.signal_efficiency, np.linspace(0, 1, points), side="right") - 1
+    at = np.unique(np.clip(at, 0, None)) if len(curve.threshold) else np.empty(0, np.int64)
+    return curve.signal_efficiency[at], curve.background_efficiency[at], curve.survivors[at]
+
+
+def confusion(matrix: npt.ArrayLike, names: Sequence[str], sample: str = "") -> Figure:
+    """Row-normalised confusion matrix of counts (G, G); rows of classes without jets stay blank (grey)."""
+    fractions, size = normalise_rows(matrix), len(names)
+    if fractions.shape != (size, size):
+        msg = f"confusion matrix: wanted shape ({size}, {size}) for {size} names, got {fractions.shape}"
+        raise InputError(msg)
+    side = 3.2 + 0.2 * size
+    figure = _figure(side + 0.8, side)
+    axes = figure.add_subplot()
+    axes.set_facecolor("0.88")
+    image = axes.imshow(np.ma.masked_invalid(fractions), cmap="Blues", vmin=0, vmax=1)
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
+    bar.set_label("fraction of the true class", fontsize=11)
+    if size <= 12:
+        for row, column in np.argwhere(np.isfinite(fractions)):
+            value = fractions[row, column]
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=_on_blue(value))
+    small = 10 if size <= 12 else 7
+    axes.set_xticks(range(size), names, rotation=90 if size > 5 else 0, fontsize=small)
+    axes.set_yticks(range(size), names, fontsize=small)
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted", loc="right", fontsize=12)
+    axes.set_ylabel("true", loc="top", fontsize=12)
+    axes.set_title(sample, loc="left", fontsize=9, color="0.25")
+    return _finish(figure)
+
+
+def _on_blue(value: float) -> str:
+    return "white" if value > 0.55 else "black"
+
+
+def score_distribution(
+    scores: Mapping[str, npt.ArrayLike], sample: str = "", xlabel: str = "D(X_bb vs QCD)", bins: int = 40
+) -> Figure:
+    """Normalised distributions of a discriminant in [0, 1], one step histogram per name, log y."""
+    figure = _figure(5.2, 4.2)
+    axes = figure.add_subplot()
+    edges = np.linspace(0, 1, bins + 1)
+    for i, (name, values) in enumerate(scores.items()):
+        counts, _ = np.histogram(np.asarray(values, np.float64), bins=edges)
+        label = f"{name} ({int(counts.sum()):,} jets)"
+        if counts.sum() == 0:  # nothing to normalise, but the legend should say so
+            axes.plot([], [], color=COLOURS[i % len(COLOURS)], label=label)
+            continue
+        fractions = counts / counts.sum()
+        mplhep.histplot(fractions, edges, ax=axes, color=COLOURS[i % len(COLOURS)], label=label, flow="none")
+    axes.set_yscale("log")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(f"fraction of jets / {1 / bins:g}")
+    axes.legend(frameon=False, fontsize=10)
+    _style(axes, sample)
+    return _finish(figure)
+
+
+def jets_eta_phi(jets: Sequence[Constituents], sample: str = "", radius: float = 0.8) -> Figure:
+    """Jets in (eta, phi) around their axis: a marker per particle, its area proportional to pT, with the jet cone."""
+    columns = min(4, max(1, len(jets)))
+    rows = max(1, -(-len(jets) // columns))
+    figure = _figure(2.9 * columns + 0.3, 3.1 * rows + 0.5)
+    for i, jet in enumerate(jets):
+        axes = figure.add_subplot(rows, columns, i + 1, aspect="equal")
+        axes.add_patch(Circle((0, 0), radius, fill=False, color="0.6", linewidth=1, linestyle="--"))
+        for name, (_, marker, colour) in _PARTICLES.items():
+            one = jet.kind == name
+            # 600 pt^2 for a particle that carries the whole jet, at least 4 so that soft ones stay visible.
+            area = 4 + 600 * jet.pt[one] / jet.pt.sum()
+            axes.scatter(jet.deta[one], jet.dphi[one], s=area, marker=marker, color=colour, alpha=0.65, linewidths=0)
+        axes.set_xlim(-1.15 * radius, 1.15 * radius)
+        axes.set_ylim(-1.15 * radius, 1.15 * radius)
+        axes.set_xlabel(r"$\Delta\eta$")
+        axes.set_ylabel(r"$\Delta\phi$ [rad]")
+        _style(axes, "")
+        axes.set_title(jet.title, fontsize=10)
+    handles = [
+        Line2D([], [], marker=marker, color=colour, linestyle="", markersize=7, alpha=0.8, label=name)
+        for name, (_, marker, colour) in _PARTICLES.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.suptitle(f"{sample}   marker area proportional to particle pT".strip(), fontsize=9, color="0.25", x=0.5)
+    return _finish(figure)
+
+
+def class_counts(counts: Mapping[str, int], sample: str = "") -> Figure:
+    """Horizontal bars of the number of jets per class or group, logarithmic; the number stands at each bar."""
+    figure = _figure(6.0, 1.2 + 0.21 * len(counts))
+    axes = figure.add_subplot()
+    values = np.array(list(counts.values()), dtype=np.float64)
+    axes.barh(np.arange(len(values)), np.maximum(values, 0.5), left=0.5, color=COLOURS[0], height=0.75)
+    for i, value in enumerate(values):
+        axes.text(max(value, 0.5) * 1.15, i, f"{int(value):,}", va="center", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlim(0.5, 6 * max([1.0, *values]))
+    axes.set_yticks(np.arange(len(values)), list(counts), fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel("number of jets")
+    _style(axes, sample)
+    axes.tick_params(axis="y", which="both", length=0)
+    return _finish(figure)
+
+
+def png(figure: Figure, dpi: int = 192) -> bytes:
+    """The figure as PNG bytes, by default at twice the 96 dots per inch of a screen."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _style(axes: Axes, sample: str) -> None:
+    """Ticks on all sides pointing inwards, axis labels at the ends, the sample above the frame."""
+    axes.minorticks_on()
+    axes.tick_params(which="both", direction="in", top=True, right=True, labelsize=10)
+    axes.set_xlabel(axes.get_xlabel(), loc="right", fontsize=12)
+    axes.set_ylabel(axes.get_ylabel(), loc="top", fontsize=12)
+    axes.set_title(sample, loc="left", fontsize=9, color="0.25")
+
+
+def _finish(figure: Figure) -> Figure:
+    for axes in figure.axes:
+        axes.tick_params(which="both", labelfontfamily=_FONT)
+    for text in figure.findobj(matplotlib.text.Text):
+        text.set_fontfamily(_FONT)
+    return figure

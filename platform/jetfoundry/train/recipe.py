@@ -1,0 +1,69 @@
+"""A recipe: the complete configuration of one pre-training run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jetfoundry import config
+from jetfoundry.data.loader import LoaderConfig
+from jetfoundry.data.sampling import SamplingConfig
+from jetfoundry.ray_session import RayConfig
+from jetfoundry.train.loop import TrainConfig
+
+__all__ = ["MAY_CHANGE", "ModelConfig", "PrepareConfig", "Recipe", "WorkersConfig"]
+
+MAY_CHANGE = ("ray.address", "ray.num_cpus", "ray.object_store_gb", "train.log_steps", "workers.max_failures")
+"""Keys that may differ when a run continues: they do not change its result."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network."""
+
+    preset: str = config.option("demo", "width preset of the Particle Transformer: demo, sophon")
+    change: dict[str, Any] = config.option({}, "single fields of the preset to change, e.g. {num_layers: 4}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """How many processes train, and on what."""
+
+    num_workers: int = config.option(1, "training processes; each takes its own part of the data")
+    use_gpu: bool = config.option(False, "one GPU per worker, NCCL instead of gloo")
+    cpus_per_worker: float = config.option(1.0, "CPUs that Ray reserves for each worker")
+    threads: int = config.option(0, "torch threads per worker on the CPU, 0 = cores of the machine / workers")
+    max_failures: int = config.option(2, "restarts from the last checkpoint after a lost worker")
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1 or self.cpus_per_worker <= 0:
+            msg = f"wanted num_workers >= 1 and cpus_per_worker > 0, got {self.num_workers}, {self.cpus_per_worker}"
+            raise ValueError(msg)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How to make the shards if they are not there: simulate, then ingest. Only for recipes that try things out."""
+
+    simulate: str = config.option("", "simulation YAML, '' = never make data")
+    root: str = config.option("", "folder for the simulated ROOT files")
+    jets: int = config.option(0, "number of simulated jets")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a pre-training run."""
+
+    data: str = config.option("data/sim/shards", "folder of shards made by jobs/ingest.py")
+    features: str = config.option("datasets/jetclass2.yaml", "data YAML (weaver's schema)")
+    labels: str = config.option("sophon188", "label scheme: sophon188, sophon42, binary:<A> vs <B>")
+    run: str = config.option("", "run folder, '' = runs/<name of the recipe file>")
+    sample: str = config.option("", "what plots call the data, e.g. 'simulated'; '' = taken from the manifest")
+    model: ModelConfig = config.option(ModelConfig(), "")
+    loader: LoaderConfig = config.option(LoaderConfig(), "")
+    sampling: SamplingConfig = config.option(SamplingConfig(), "")
+    train: TrainConfig = config.option(TrainConfig(), "")
+    workers: WorkersConfig = config.option(WorkersConfig(), "")
+    ray: RayConfig = config.option(RayConfig(), "")
+    prepare: PrepareConfig = config.option(PrepareConfig(), "")
+    discriminants: tuple[str, ...] = config.option(("X_bb vs QCD",), "signal vs background, evaluated after training")
