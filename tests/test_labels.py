@@ -7,8 +7,8 @@ from jetfoundry.labels import CLASSES, FAMILIES, GROUP_WEIGHTS, GROUPS, INDEX, l
 
 def test_there_are_188_different_classes_in_the_published_order():
     assert len(CLASSES) == len(set(CLASSES)) == 188
-    published = {0: "X_bb", 9: "X_gg", 14: "X_tauhtauh", 15: "X_YY_bbbb", 63: "X_YY_qqqq", 94: "X_YY_gee",
-                 119: "X_YY_ccbs", 131: "X_YY_bcev", 160: "X_YY_qqtauhv", 161: "QCD_bbccss", 187: "QCD_light"}  # fmt: skip
+    published = {0: "X_bb", 9: "X_gg", 14: "X_tauhtauh", 15: "X_YY_bbbb", 63: "X_YY_qqqq", 94: "X_YY_gee"}
+    published |= {119: "X_YY_ccbs", 131: "X_YY_bcev", 160: "X_YY_qqtauhv", 161: "QCD_bbccss", 187: "QCD_light"}
     assert {i: CLASSES[i] for i in published} == published
 
 

@@ -5,12 +5,13 @@ values are repeated for the particles of their jet), *reductions* of one jet's p
 (`ak.sum(x, axis=1)`, …), and Python functions added with `register`. Types follow NumPy 2 as in weaver-core 0.5.3:
 a float32 column stays float32 with Python constants, `np.log` of an integer is float64, sums of integers are int64.
 
-Reductions of a jet without particles: sum 0, prod 1, any False, all True, count 0; mean, max and min are NaN
-(0 for integers); argmax and argmin -1. Awkward has None for the last five, which no tensor can hold.
+Reductions of a jet without particles: sum 0, prod 1, any False, all True, count 0, mean NaN; max and min are NaN
+(0 for integers), argmax and argmin -1, where Awkward has None, which no tensor can hold.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from jetfoundry.data.jagged import Array, Jagged, same_offsets
 from jetfoundry.errors import ConfigError, FormulaError, InputError
 
-__all__ = ["FUNCTIONS", "REDUCTIONS", "elementwise", "register"]
+__all__ = ["FUNCTIONS", "Function", "elementwise", "register"]
 
 
 def elementwise(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -61,26 +62,18 @@ def _where(condition: Array, if_true: Any, if_false: Any) -> Array:
     return np.where(condition, np.asarray(if_true), np.asarray(if_false))
 
 
-def _identity(values: Array) -> Array:
-    return values
-
-
-_ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    **{
-        name: getattr(np, name)
-        for name in """
-            abs absolute fabs sign floor ceil trunc rint round
-            exp exp2 expm1 log log2 log10 log1p sqrt cbrt square hypot power
-            sin cos tan arcsin arccos arctan arctan2 sinh cosh tanh arcsinh arccosh arctanh
-            maximum minimum fmod mod remainder clip
-            isnan isfinite isinf nan_to_num logical_and logical_or logical_not logical_xor
-            ones_like zeros_like
-        """.split()
-    },
-    "where": _where,
-    "_clip": np.clip,  # weaver's own name, reachable from its formulas
-    "to_numpy": _identity,  # weaver's label formulas wrap jet quantities in it
-}
+_NUMPY: dict[str, Callable[..., Any]] = {
+    name: getattr(np, name)
+    for name in (
+        "abs", "absolute", "fabs", "sign", "floor", "ceil", "trunc", "rint", "round",
+        "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "cbrt", "square", "hypot", "power",
+        "sin", "cos", "tan", "arcsin", "arccos", "arctan", "arctan2",
+        "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh",
+        "maximum", "minimum", "fmod", "mod", "remainder",
+        "isnan", "isfinite", "isinf", "nan_to_num", "logical_and", "logical_or", "logical_not", "logical_xor",
+        "ones_like", "zeros_like",
+    )
+}  # fmt: skip
 
 
 def _per_jet(x: Jagged, ufunc: np.ufunc, dtype: npt.DTypeLike, empty: Any) -> Array:
@@ -94,6 +87,10 @@ def _per_jet(x: Jagged, ufunc: np.ufunc, dtype: npt.DTypeLike, empty: Any) -> Ar
 
 def _sum_type(values: Array) -> np.dtype[Any]:
     return values.dtype if values.dtype.kind == "f" else np.dtype(np.int64)
+
+
+def _truth(x: Jagged) -> Jagged:
+    return Jagged(x.values != 0, x.offsets)
 
 
 def _sum(x: Jagged) -> Array:
@@ -121,17 +118,17 @@ def _arg_extreme(x: Jagged, ufunc: np.ufunc) -> Array:
     return result
 
 
-REDUCTIONS: dict[str, Callable[[Jagged], Array]] = {
+_REDUCTIONS: dict[str, Callable[[Jagged], Array]] = {
     "sum": _sum,
     "prod": lambda x: _per_jet(x, np.multiply, _sum_type(x.values), 1),
-    "any": lambda x: _per_jet(x, np.logical_or, np.bool_, False),
-    "all": lambda x: _per_jet(x, np.logical_and, np.bool_, True),
+    "any": lambda x: _per_jet(_truth(x), np.logical_or, np.bool_, False),
+    "all": lambda x: _per_jet(_truth(x), np.logical_and, np.bool_, True),
     "max": lambda x: _extreme(x, np.maximum),
     "min": lambda x: _extreme(x, np.minimum),
     "mean": _mean,
     "count": lambda x: x.counts,
     "num": lambda x: x.counts,
-    "count_nonzero": lambda x: _sum(Jagged(x.values != 0, x.offsets)),
+    "count_nonzero": lambda x: _sum(_truth(x)),
     "argmax": lambda x: _arg_extreme(x, np.maximum),
     "argmin": lambda x: _arg_extreme(x, np.minimum),
 }
@@ -148,7 +145,7 @@ def _reduction(name: str) -> Callable[..., Array]:
         if not isinstance(x, Jagged):
             msg = f"{name}: wanted a quantity with one value per particle, got one with one per jet"
             raise FormulaError(msg)
-        return REDUCTIONS[name](x)
+        return _REDUCTIONS[name](x)
 
     return call
 
@@ -160,14 +157,29 @@ def _stack(parts: Any, axis: Any = 0) -> Array:
     return np.stack(parts, axis=1)
 
 
-def _wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *arguments: elementwise(function, *arguments)
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """What a name in a formula calls. `most` is None for a registered function: Python checks its arguments."""
+
+    call: Callable[..., Any]
+    least: int = 0
+    most: int | None = None
+    takes_axis: bool = False
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{name: _wrap(function) for name, function in _ELEMENTWISE.items()},
-    **{name: _reduction(name) for name in REDUCTIONS},
-    "stack": _stack,
+def _elementwise(function: Callable[..., Any], arguments: int) -> Function:
+    # A fixed number of arguments matters: NumPy takes one more as the place to write to.
+    return Function(lambda *values: elementwise(function, *values), arguments, arguments)
+
+
+FUNCTIONS: dict[str, Function] = {
+    **{name: _elementwise(function, getattr(function, "nin", 1)) for name, function in _NUMPY.items()},
+    "clip": _elementwise(np.clip, 3),
+    "_clip": _elementwise(np.clip, 3),  # weaver's own name, reachable from its formulas
+    "where": _elementwise(_where, 3),
+    "to_numpy": Function(lambda x: x, 1, 1),  # weaver's label formulas wrap jet quantities in it
+    **{name: Function(_reduction(name), 1, 2, takes_axis=True) for name in _REDUCTIONS},
+    "stack": Function(_stack, 1, 2, takes_axis=True),
 }
 """Every name that a formula may call, with or without `np.`, `ak.` or `math.` in front."""
 
@@ -181,6 +193,6 @@ def register(name: str, function: Callable[..., Any]) -> None:
     if not name.isidentifier():
         msg = f"cannot register {name!r}: not a name"
         raise ConfigError(msg)
-    if FUNCTIONS.setdefault(name, function) is not function:
+    if FUNCTIONS.setdefault(name, Function(function)).call is not function:
         msg = f"cannot register {name!r}: formulas already have a function of that name"
         raise ConfigError(msg)

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from jetfoundry.errors import InputError
 
-__all__ = ["Array", "Column", "Jagged", "from_arrow", "same_offsets", "segments", "take", "to_arrow"]
+__all__ = ["Array", "Column", "Jagged", "from_arrow", "same_offsets", "segments", "to_arrow"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -39,9 +39,10 @@ class Jagged:
         """Particles of each jet, (B,)."""
         return np.diff(self.offsets)
 
-    def __getitem__(self, rows: npt.ArrayLike) -> Jagged:
+    def __getitem__(self, rows: Any) -> Jagged:
         """The jets `rows` (indices, slice or mask), as for an array (B,)."""
-        return take(self, np.arange(len(self))[rows])
+        where, offsets = segments(self.offsets, np.arange(len(self))[rows])
+        return Jagged(self.values[where], offsets)
 
     def tolist(self) -> list[list[Any]]:
         """Nested Python lists: for messages and tests."""
@@ -101,7 +102,7 @@ def same_offsets(first: Jagged, second: Jagged) -> bool:
 def segments(
     offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], length: int | None = None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where the first `length` particles (None = all) of the jets `rows` (b,) lie in the flat values, and their offsets.
+    """Where the first `length` particles (None = all) of the jets `rows` (b,) lie in the flat values; their offsets.
 
     >>> segments(np.array([0, 3, 3, 4]), np.array([2, 0]), 2)[0].tolist()
     [3, 0, 1]
@@ -111,11 +112,3 @@ def segments(
         counts = np.minimum(counts, length)
     after = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     return np.repeat(starts - after[:-1], counts) + np.arange(after[-1]), after
-
-
-def take(column: Column, rows: npt.NDArray[np.int64], length: int | None = None) -> Column:
-    """The jets `rows` of a column, in that order; of Jagged only the first `length` particles of each (None = all)."""
-    if not isinstance(column, Jagged):
-        return column[rows]
-    where, offsets = segments(column.offsets, rows, length)
-    return Jagged(column.values[where], offsets)

@@ -31,10 +31,10 @@ from jetfoundry.data.batch import Batch, MicroBatch, Position
 from jetfoundry.data.features import DataConfig, Features
 from jetfoundry.data.sampling import SamplingConfig, class_multiplicity, systematic_draw
 from jetfoundry.data.shards import RowGroup, ShardSet, read_row_group
-from jetfoundry.errors import InputError
+from jetfoundry.errors import ConfigError, InputError
 from jetfoundry.labels import LabelScheme
 
-__all__ = ["LoaderConfig", "every_jet", "prefetched", "training_batches"]
+__all__ = ["LoaderConfig", "every_jet", "label_scheme_of", "prefetched", "training_batches"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,6 @@ def pass_pieces(row_groups: Sequence[RowGroup], seed: int, passes: int, rank: in
 def training_batches(
     shards: ShardSet,
     data: DataConfig,
-    scheme: LabelScheme,
     loader: LoaderConfig,
     sampling: SamplingConfig,
     *,
@@ -83,7 +82,7 @@ def training_batches(
 
     Raises InputError if a whole pass holds no jet that the selection and the label scheme keep.
     """
-    uses_of_class = class_multiplicity(shards.class_counts, scheme, sampling)
+    uses_of_class = class_multiplicity(shards.class_counts, label_scheme_of(data), sampling)
     passes, window, first = start
     while True:
         pieces = pass_pieces(shards.row_groups, seed, passes, rank, world)
@@ -91,8 +90,8 @@ def training_batches(
         found = window > 0 or first > 0
         while window < windows:
             part = pieces[window * loader.window : (window + 1) * loader.window]
-            features, labels = _read(part, data, scheme, training=True)
-            uses = uses_of_class[labels]
+            features = _read(part, data, training=True)
+            uses = uses_of_class[features.labels]
             if uses.sum() > 0:
                 found = True
                 rng = np.random.default_rng([seed, passes, rank, window])
@@ -101,12 +100,12 @@ def training_batches(
                 for i in range(first, count):
                     jets = drawn[i * loader.batch_size : (i + 1) * loader.batch_size]
                     after = Position(passes, window, i + 1) if i + 1 < count else Position(passes, window + 1, 0)
-                    yield _batch(features, labels, jets, loader.micro_batches), after
+                    yield _batch(features, jets, loader.micro_batches), after
             window, first = window + 1, 0
         if not found:
             msg = (
-                f"{shards.folder}: no jet of the {shards.split} split passes the selection {data.selection!r} "
-                f"and label scheme {scheme.name}"
+                f"{shards.folder}: no jet of the {shards.split} split passes the selection of {data.where} and the "
+                f"label scheme {label_scheme_of(data).name}"
             )
             raise InputError(msg)
         passes, window = passes + 1, 0
@@ -115,7 +114,6 @@ def training_batches(
 def every_jet(
     shards: ShardSet,
     data: DataConfig,
-    scheme: LabelScheme,
     loader: LoaderConfig,
     *,
     rank: int = 0,
@@ -125,30 +123,32 @@ def every_jet(
     """Each kept jet of the split exactly once (validation): same order every time, last batches shorter."""
     pieces = [(group, slice(None)) for group in shards.row_groups[rank::world]]
     for piece in pieces:
-        features, labels = _read([piece], data, scheme, training=False)
-        for begin in range(0, len(labels), loader.batch_size):
-            jets = np.arange(begin, min(begin + loader.batch_size, len(labels)))
+        features = _read([piece], data, training=False)
+        for begin in range(0, len(features), loader.batch_size):
+            jets = np.arange(begin, min(begin + loader.batch_size, len(features)))
             micro = min(loader.micro_batches, len(jets))
-            yield _batch(features, labels, jets, micro, with_observers=observers)
+            yield _batch(features, jets, micro, with_observers=observers)
 
 
-def _read(
-    pieces: Sequence[Any], data: DataConfig, scheme: LabelScheme, *, training: bool
-) -> tuple[Features, npt.NDArray[np.int64]]:
-    """Read pieces, run the data YAML, and map labels to the scheme (-1 = dropped class, never drawn)."""
+def label_scheme_of(data: DataConfig) -> LabelScheme:
+    """The label scheme that a classification needs; ConfigError if the data YAML was read without one."""
+    if data.labels.scheme is None:
+        msg = f"{data.where}: no label scheme is named; give one in the recipe, e.g. labels=sophon188"
+        raise ConfigError(msg)
+    return data.labels.scheme
+
+
+def _read(pieces: Sequence[Any], data: DataConfig, *, training: bool) -> Features:
+    """Read pieces and run the data YAML; jets without a class are left out."""
     tables = [read_row_group(group, data.columns) for group, _ in pieces]
     rows = [table.take(np.arange(table.num_rows)[cut]) if cut != slice(None) else table
             for table, (_, cut) in zip(tables, pieces, strict=True)]  # fmt: skip
     features = data.apply(pa.concat_tables(rows), training=training)
-    labels = scheme.apply(features.labels)
-    if (labels < 0).any():
-        features, labels = features.take(np.flatnonzero(labels >= 0)), labels[labels >= 0]
-    return features, labels
+    return features if (features.labels >= 0).all() else features.take(np.flatnonzero(features.labels >= 0))
 
 
 def _batch(
     features: Features,
-    labels: npt.NDArray[np.int64],
     jets: npt.NDArray[np.int64],
     micro_batches: int,
     *,
@@ -160,7 +160,7 @@ def _batch(
     micro = []
     for part in np.array_split(jets, micro_batches):
         inputs = {name: torch.from_numpy(features.pad(name, part)) for name in features.inputs}
-        micro.append(MicroBatch(inputs, torch.from_numpy(labels[part])))
+        micro.append(MicroBatch(inputs, torch.from_numpy(features.labels[part])))
     observers = {name: values[jets] for name, values in features.observers.items()} if with_observers else {}
     return Batch(tuple(micro), len(jets), observers)
 

@@ -19,9 +19,12 @@ import yaml
 from jetfoundry.data.features import DataConfig, load_data_config
 from jetfoundry.models.checkpoints import load_model
 
-__all__ = ["Network", "Scored", "open_network", "score_table"]
+__all__ = ["INPUTS", "Floats", "Network", "Scored", "open_network", "score_table"]
 
 Floats = npt.NDArray[np.float32]
+
+INPUTS = ("pf_features", "pf_vectors", "pf_mask")
+"""Names of the network's inputs in the data YAML and in ONNX files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +89,9 @@ def score_table(network: Network, table: pa.Table, batch_size: int = 256) -> Sco
     jets = len(features.rows)
     order = np.argsort(np.diff(features.offsets), kind="stable")
     parts = [order[begin : begin + batch_size] for begin in range(0, jets, batch_size)]
-    done = [network.run({name: features.pad(name, part) for name in _INPUTS}) for part in parts]
+    done = [network.run({name: features.pad(name, part) for name in INPUTS}) for part in parts]
     if not done:
         return Scored(features.rows, np.empty((0, len(network.classes)), np.float32), np.empty((0, 0), np.float32))
     back = np.argsort(order, kind="stable")
     logits, latent = (np.concatenate(outputs)[back] for outputs in zip(*done, strict=True))
     return Scored(features.rows, logits, latent)
-
-
-_INPUTS = ("pf_features", "pf_vectors", "pf_mask")

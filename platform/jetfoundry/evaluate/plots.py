@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
+from PIL import Image
 
 from jetfoundry.errors import InputError
 from jetfoundry.evaluate.metrics import MIN_SURVIVORS, RocCurve, normalise_rows
@@ -94,7 +95,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], sample: str = "", x: str 
             axes.plot(at, values, color=colour, marker=marker, markersize=4, linewidth=1.5, label=name)
         axes.set_xlabel(x)
         axes.set_ylabel(label)
-        axes.legend(frameon=False, fontsize=10)
+        _legend(axes)
         _style(axes, sample if i == 0 else "")
     return _finish(figure)
 
@@ -124,7 +125,7 @@ def roc(curves: Mapping[str, RocCurve], sample: str = "", signal: str = "signal"
     axes.set_ylim(min(0.5 * lowest, 0.1), 1.5)
     axes.set_xlabel(f"{signal} efficiency")
     axes.set_ylabel(f"{background or 'background'} efficiency")
-    axes.legend(frameon=False, fontsize=10, loc="lower right")
+    _legend(axes)
     _style(axes, sample)
     return _finish(figure)
 
@@ -186,7 +187,7 @@ def score_distribution(
     axes.set_xlim(0, 1)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(f"fraction of jets / {1 / bins:g}")
-    axes.legend(frameon=False, fontsize=10)
+    _legend(axes)
     _style(axes, sample)
     return _finish(figure)
 
@@ -195,57 +196,73 @@ def jets_eta_phi(jets: Sequence[Constituents], sample: str = "", radius: float =
     """Jets in (eta, phi) around their axis: a marker per particle, its area proportional to pT, with the jet cone."""
     columns = min(4, max(1, len(jets)))
     rows = max(1, -(-len(jets) // columns))
-    figure = _figure(2.9 * columns + 0.3, 3.1 * rows + 0.5)
+    figure = _figure(2.25 * columns + 0.3, 2.35 * rows + 0.7)
     for i, jet in enumerate(jets):
         axes = figure.add_subplot(rows, columns, i + 1, aspect="equal")
         axes.add_patch(Circle((0, 0), radius, fill=False, color="0.6", linewidth=1, linestyle="--"))
         for name, (_, marker, colour) in _PARTICLES.items():
             one = jet.kind == name
-            # 600 pt^2 for a particle that carries the whole jet, at least 4 so that soft ones stay visible.
-            area = 4 + 600 * jet.pt[one] / jet.pt.sum()
+            # 500 points^2 for a particle that carries the whole jet, at least 4 so that soft ones stay visible.
+            area = 4 + 500 * jet.pt[one] / jet.pt.sum()
             axes.scatter(jet.deta[one], jet.dphi[one], s=area, marker=marker, color=colour, alpha=0.65, linewidths=0)
         axes.set_xlim(-1.15 * radius, 1.15 * radius)
         axes.set_ylim(-1.15 * radius, 1.15 * radius)
-        axes.set_xlabel(r"$\Delta\eta$")
-        axes.set_ylabel(r"$\Delta\phi$ [rad]")
+        axes.set_xticks([-0.5, 0, 0.5])
+        axes.set_yticks([-0.5, 0, 0.5])
+        axes.set_xlabel(r"$\Delta\eta$" if i + columns >= len(jets) else "")
+        axes.set_ylabel(r"$\Delta\phi$ [rad]" if i % columns == 0 else "")
         _style(axes, "")
-        axes.set_title(jet.title, fontsize=10)
+        axes.set_title(jet.title, fontsize=9)
     handles = [
         Line2D([], [], marker=marker, color=colour, linestyle="", markersize=7, alpha=0.8, label=name)
         for name, (_, marker, colour) in _PARTICLES.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-    figure.suptitle(f"{sample}   marker area proportional to particle pT".strip(), fontsize=9, color="0.25", x=0.5)
+    note = "marker area grows with the particle's pT"
+    figure.suptitle(f"{sample}; {note}" if sample else note, fontsize=9, color="0.25")
     return _finish(figure)
 
 
-def class_counts(counts: Mapping[str, int], sample: str = "") -> Figure:
-    """Horizontal bars of the number of jets per class or group, logarithmic; the number stands at each bar."""
-    figure = _figure(6.0, 1.2 + 0.21 * len(counts))
-    axes = figure.add_subplot()
-    values = np.array(list(counts.values()), dtype=np.float64)
-    axes.barh(np.arange(len(values)), np.maximum(values, 0.5), left=0.5, color=COLOURS[0], height=0.75)
-    for i, value in enumerate(values):
-        axes.text(max(value, 0.5) * 1.15, i, f"{int(value):,}", va="center", fontsize=8)
-    axes.set_xscale("log")
-    axes.set_xlim(0.5, 6 * max([1.0, *values]))
-    axes.set_yticks(np.arange(len(values)), list(counts), fontsize=9)
-    axes.invert_yaxis()
-    axes.set_xlabel("number of jets")
-    _style(axes, sample)
-    axes.tick_params(axis="y", which="both", length=0)
+def class_counts(counts: Mapping[str, int], sample: str = "", per_panel: int = 48) -> Figure:
+    """Horizontal bars of the number of jets per class or group, logarithmic; long lists go into several panels."""
+    names, values = list(counts), np.array(list(counts.values()), dtype=np.float64)
+    panels = max(1, -(-len(names) // per_panel))
+    length = -(-len(names) // panels)
+    figure = _figure(5.6 if panels == 1 else 3.4 * panels, 1.0 + 0.19 * length)
+    for panel in range(panels):
+        part = slice(panel * length, (panel + 1) * length)
+        axes = figure.add_subplot(1, panels, panel + 1)
+        rows = np.arange(len(values[part]))
+        axes.barh(rows, np.maximum(values[part] - 0.5, 0), left=0.5, color=COLOURS[0], height=0.75)
+        for row, value in enumerate(values[part]):
+            axes.text(max(value, 0.5) * 1.15, row, f"{int(value):,}", va="center", fontsize=8)
+        axes.set_xscale("log")
+        axes.set_xlim(0.5, 10 * max([1.0, *values]))
+        axes.set_yticks(rows, names[part])
+        axes.set_ylim(length - 0.4, -0.6)
+        axes.set_xlabel("number of jets")
+        _style(axes, sample if panel == 0 else "")
+        axes.tick_params(axis="y", which="both", length=0, labelsize=8)
     return _finish(figure)
 
 
 def png(figure: Figure, dpi: int = 192) -> bytes:
-    """The figure as PNG bytes, by default at twice the 96 dots per inch of a screen."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
+    """The figure as PNG bytes with 128 colours (a quarter of the size), by default for screens of double density."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.06)
+    image = Image.open(drawn).convert("RGB")
+    palette = image.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    palette.save(small, format="png", optimize=True, dpi=(dpi, dpi))
+    return small.getvalue()
 
 
 def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=10)
 
 
 def _style(axes: Axes, sample: str) -> None:

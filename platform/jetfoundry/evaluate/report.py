@@ -18,11 +18,24 @@ from jetfoundry import files
 from jetfoundry.config import load_yaml
 from jetfoundry.errors import InputError
 from jetfoundry.evaluate import plots
-from jetfoundry.evaluate.tables import Rows, columns, format_cell, format_rejection, is_figure
+from jetfoundry.evaluate.tables import Rows, cell_texts, columns, format_cell, format_rejection, is_figure
 
 __all__ = ["Section", "build_report", "evaluation_sections", "render", "training_section"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+
+_ORIGIN = ("manifest_hash", "model_sha256", "seed")  # keys of summary.json that belong to the provenance
+
+_CAPTIONS = {
+    "roc": "Background efficiency against signal efficiency; lower and further right is better. "
+    "Dotted: fewer than 10 background jets survive.",
+    "discriminant_scores": "Discriminants of signal and background jets, each normalised to one.",
+    "confusion_of_class_groups": "Predicted against true group of classes; each row adds up to one. "
+    "Grey: no jets of this group in the sample.",
+    "class_counts": "Jets of each class in the evaluated sample.",
+    "jets_in_eta_phi": "One jet of each of the most frequent classes: constituents around the jet axis; "
+    "the dashed circle is the jet's R = 0.8 cone.",
+}
 
 _CSS = """
 :root { --ink: #1d2733; --soft: #5c6b7a; --line: #dfe5ea; --accent: #1f5f99; }
@@ -74,7 +87,7 @@ class Section:
 def render(title: str, subtitle: str, sections: Sequence[Section], provenance: Mapping[str, Any]) -> str:
     """The whole page. All texts are escaped; `provenance` (nested mappings allowed) closes it as a table."""
     ids = [f"s{i}" for i in range(1, len(sections) + 1)]
-    links = "".join(f'<a href="#{i}">{_text(s.title)}</a>' for i, s in zip(ids, sections, strict=True))
+    links = "\n".join(f'<a href="#{i}">{_text(s.title)}</a>' for i, s in zip(ids, sections, strict=True))
     body = "\n".join(_section(section, i) for i, section in zip(ids, sections, strict=True))
     origin = [{"what": key, "value": _inline(value)} for key, value in _flat(provenance)]
     return f"""<!DOCTYPE html>
@@ -115,11 +128,17 @@ def _figure(caption: str, data: bytes) -> str:
         msg = f"figure {caption!r}: wanted PNG bytes, got {data[:8]!r}"
         raise InputError(msg)
     source = base64.b64encode(data).decode("ascii")
-    width = int.from_bytes(data[16:20], "big") // 2  # from the PNG header; plots.png draws at twice the screen's size
     return (
-        f'<figure><img src="data:image/png;base64,{source}" width="{width}" alt="{_text(caption)}">'
+        f'<figure><img src="data:image/png;base64,{source}" width="{_screen_width(data)}" alt="{_text(caption)}">'
         f"<figcaption>{_text(caption)}</figcaption></figure>"
     )
+
+
+def _screen_width(data: bytes) -> int:
+    """Width of a PNG in CSS pixels (96 an inch) from its pixels and its `pHYs` chunk (pixels per metre), if any."""
+    pixels, chunk = int.from_bytes(data[16:20], "big"), data.find(b"pHYs", 0, 4096)
+    per_metre = int.from_bytes(data[chunk + 4 : chunk + 8], "big") if chunk > 0 else 0
+    return round(pixels * 96 / (per_metre * 0.0254)) if per_metre else pixels
 
 
 def _table(rows: Rows, *, header: bool = True) -> str:
@@ -130,7 +149,7 @@ def _table(rows: Rows, *, header: bool = True) -> str:
         return "<tr>" + "".join(f"<{tag}{k}>{_text(c)}</{tag}>" for c, k in zip(cells, kinds, strict=True)) + "</tr>"
 
     head = f"<thead>{line(names, 'th')}</thead>" if header else ""
-    body = "\n".join(line([format_cell(row.get(name)) for name in names], "td") for row in rows)
+    body = "\n".join(line(texts, "td") for texts in cell_texts(rows))
     return f'<div class="scroll"><table>{head}<tbody>\n{body}\n</tbody></table></div>'
 
 
@@ -162,33 +181,43 @@ def build_report(run_folder: str | Path, sections: Sequence[Section] = (), sampl
         msg = f"{folder}: wanted a run folder, there is none"
         raise InputError(msg)
     summary = files.read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
-    provenance = summary.pop("provenance", {})
+    origin = {key: summary.pop(key) for key in _ORIGIN if key in summary} | summary.pop("provenance", {})
     evaluation = summary.pop("evaluation", None)
     found = list(sections)
-    figures = [{"figure": key, "value": _inline(value)} for key, value in _flat(summary)]
-    if figures:
-        found.append(Section("Result", "The figures of this run as its summary.json records them.", figures))
+    if summary:
+        rows = [{"figure": key, "value": _inline(value)} for key, value in _flat(summary)]
+        found.append(Section("Result", "The figures of this run as its summary.json records them.", rows))
     if evaluation:
         found += evaluation_sections(evaluation)
     # Imported here because it pulls in torch, which reports of the simulation do not need.
     from jetfoundry.train.metrics_log import read_rows
 
-    if rows := read_rows(folder / "metrics.jsonl"):
-        found.append(training_section(rows, sample))
+    if steps := read_rows(folder / "metrics.jsonl"):
+        found.append(training_section(steps, sample))
     if stored := sorted((folder / "plots").glob("*.png")):
-        found.append(Section("Figures", "", None, [(p.stem.replace("_", " "), p.read_bytes()) for p in stored]))
+        figures = [(_CAPTIONS.get(path.stem, path.stem.replace("_", " ")), path.read_bytes()) for path in stored]
+        found.append(Section("Figures", "", None, figures))
     if (folder / "config.yaml").exists():
         options = [{"key": key, "value": _inline(value)} for key, value in _flat(load_yaml(folder / "config.yaml"))]
         found.append(Section("Configuration", "Every option of this run, defaults included.", options))
-    page = render(title or f"Run {folder.resolve().name}", sample, found, provenance)
+    page = render(title or f"Run {folder.resolve().name}", sample, found, origin)
     files.write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
 def training_section(rows: Sequence[Mapping[str, Any]], sample: str = "") -> Section:
     """Learning curves and the last validations from the rows of `metrics.jsonl`."""
-    keys = ("epoch", "step", "val_loss", "val_accuracy", "val_jets")
-    validations = [{key: row.get(key) for key in keys} for row in rows if row.get("val_loss") is not None]
+    validations = [
+        {
+            "epoch": row["epoch"],
+            "step": row["step"],
+            "validation loss": row["val_loss"],
+            "validation accuracy": row.get("val_accuracy"),
+            "validation jets": row.get("val_jets"),
+        }
+        for row in rows
+        if row.get("val_loss") is not None
+    ]
     text = "Cross-entropy of the training batches and of the validation sample, which the network never trains on. "
     text += "A validation curve that turns up while the training curve still falls means overtraining."
     figure = plots.png(plots.learning_curves(rows, sample))

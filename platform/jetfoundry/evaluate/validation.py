@@ -68,7 +68,7 @@ def evaluate_scores(
 
     Jets with label -1 (classes that the label scheme drops) are counted and left out. With `jet_pt` (B,) [GeV] among
     the observers, the figures of the discriminants are repeated in ranges of pT, each with its own threshold.
-    Every number is JSON-safe; figures of classes without jets are None.
+    Thresholds are in log-odds. Every number is JSON-safe; figures of classes without jets are None.
     """
     options = options or EvaluationConfig()
     scores, truth = np.asarray(logits), np.asarray(labels).astype(np.int64)
@@ -127,12 +127,11 @@ def _discriminant_figures(
 def _binary_figures(
     odds: npt.NDArray[Any], is_signal: npt.NDArray[np.bool_], efficiencies: Sequence[float]
 ) -> dict[str, Any]:
-    points = [metrics.rejection(odds, is_signal, efficiency)._asdict() for efficiency in efficiencies]
     return {
         "signal_jets": int(is_signal.sum()),
         "background_jets": int((~is_signal).sum()),
         "auc": metrics.auc(odds, is_signal),
-        "rejections": [{**point, "threshold_log_odds": point.pop("threshold")} for point in points],
+        "rejections": [metrics.rejection(odds, is_signal, efficiency)._asdict() for efficiency in efficiencies],
     }
 
 

@@ -42,12 +42,13 @@ class BatchRenorm(nn.Module):
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
         """Normalise `x` (..., C) with statistics of the rows where `real` (..., 1) is True; other rows must be 0."""
+        x = x.to(self.weight.dtype)
         if not self.training:
             scale, shift = self.inference_affine()
             return x * scale + shift
         over = tuple(range(x.ndim - 1))
         count = real.sum().clamp(min=1)
-        mean = x.sum(over, dtype=torch.float32) / count
+        mean = x.sum(over) / count
         var = ((x - mean) * real).square().sum(over) / count
         scale, shift = self.training_affine(mean, var, count)
         return x * scale + shift

@@ -122,7 +122,7 @@ class PairEmbedding(nn.Module):
             particles = kinematics(vectors, mask)  # (7, B, P)
         if torch.compiler.is_exporting():  # an ONNX graph prefers twice the work to data-dependent shapes
             pairs = pair_features(particles[..., :, None], particles[..., None, :])  # (B, P, P, 4)
-            bias = self._embed(pairs.to(vectors.dtype)).movedim(-1, 1)
+            bias = self._embed(pairs).movedim(-1, 1)
             return bias + mask_bias(mask, bias.dtype)[:, :, None, :]
         real = mask.squeeze(1)  # (B, P)
         jet, a, b = (real[:, :, None] & real[:, None, :]).tril().nonzero(as_tuple=True)  # N pairs with a >= b

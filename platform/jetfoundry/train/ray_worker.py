@@ -32,7 +32,7 @@ from jetfoundry.data.shards import ShardSet, open_shards
 from jetfoundry.errors import CheckpointError, ConfigError, InputError, nearest
 from jetfoundry.labels import label_scheme
 from jetfoundry.models.checkpoints import load_state, save_model, save_state
-from jetfoundry.models.particle_transformer import ParticleTransformer, ParTConfig
+from jetfoundry.models.particle_transformer import ParTConfig, ParticleTransformer
 from jetfoundry.models.presets import PRESETS
 from jetfoundry.train.loop import Validation, fit, predict
 from jetfoundry.train.metrics_log import MetricsLog, progress_bar
@@ -71,7 +71,7 @@ def pretrain(recipe: Recipe, run: Path) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     shards = open_shards(recipe.data, "train")
-    data = load_data_config(recipe.features)
+    data = load_data_config(recipe.features, scheme=recipe.labels)
     steps = steps_per_epoch(recipe, shards)
     spec = {
         # Workers change directory and may run on another machine: absolute paths, and the YAML's text itself.
@@ -122,7 +122,7 @@ def _worker(spec: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(recipe.train.seed)
     device = ray.train.torch.get_device()
-    data, scheme = load_data_config(yaml.safe_load(spec["data_yaml"])), label_scheme(recipe.labels)
+    data = load_data_config(yaml.safe_load(spec["data_yaml"]), scheme=recipe.labels)
     train, val = open_shards(recipe.data, "train"), open_shards(recipe.data, "val")
     part_config = config.build(ParTConfig, spec["model"])
     model = ray.train.torch.prepare_model(ParticleTransformer(part_config))
@@ -136,13 +136,13 @@ def _worker(spec: dict[str, Any]) -> dict[str, Any]:
     def stream(start: Position) -> Iterator[Iterator[tuple[Batch, Position]]]:
         def items() -> Iterator[tuple[Batch, Position]]:
             place = {"seed": recipe.train.seed, "rank": rank, "world": world, "start": start}
-            return training_batches(train, data, scheme, recipe.loader, recipe.sampling, **place)
+            return training_batches(train, data, recipe.loader, recipe.sampling, **place)
 
         with contextlib.closing(prefetched(items, recipe.loader.prefetch)) as batches:
             yield batches
 
     def validate(network: nn.Module) -> Validation:
-        return _validate(network, every_jet(val, data, scheme, recipe.loader, rank=rank, world=world), device)
+        return _validate(network, every_jet(val, data, recipe.loader, rank=rank, world=world), device)
 
     def save(new_state: dict[str, Any], metrics: dict[str, Any]) -> None:
         latest.update(metrics)
@@ -154,7 +154,7 @@ def _worker(spec: dict[str, Any]) -> dict[str, Any]:
                     model_name="particle_transformer",
                     model_config=part_config,
                     weights=new_state["weights"],
-                    classes=scheme.classes,
+                    classes=data.classes,
                     data_yaml=spec["data_yaml"],
                     meta=meta | latest,
                 )

@@ -57,7 +57,7 @@ class Recipe:
     data: str = config.option("data/sim/shards", "folder of shards made by jobs/ingest.py")
     features: str = config.option("datasets/jetclass2.yaml", "data YAML (weaver's schema)")
     labels: str = config.option("sophon188", "label scheme: sophon188, sophon42, binary:<A> vs <B>")
-    run: str = config.option("", "run folder, '' = runs/<name of the recipe file>")
+    run: str = config.option("runs/pretrain", "run folder")
     sample: str = config.option("", "what plots call the data, e.g. 'simulated'; '' = taken from the manifest")
     model: ModelConfig = config.option(ModelConfig(), "")
     loader: LoaderConfig = config.option(LoaderConfig(), "")

@@ -1,0 +1,216 @@
+"""ROOT and Parquet -> shards: the streaming pipeline.
+
+1. `expand` and `take_inventory`: the files, each opened once; unusable ones are set aside with a reason.
+2. `make_plan`: entry ranges -> units, written to plan.json. A later run with the same inputs and settings takes that
+   plan and does only the missing units; with others it is refused.
+3. Ray Data maps units to tasks (`convert_unit`): read, check, mix, write, commit. Some 100,000 jets are in a task's
+   memory, none pass through Ray's object store; a killed job leaves whole units and nothing else that counts.
+4. manifest.json gathers the sidecars of all units.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jetfoundry import config, files, ray_session, runs
+from jetfoundry.data import shards
+from jetfoundry.data.features import load_data_config
+from jetfoundry.data.inventory import SetAsideFile, expand, take_inventory
+from jetfoundry.data.plan import SPLITS, Plan, ShardConfig, make_plan, matching_plan
+from jetfoundry.data.root import jet_schema
+from jetfoundry.data.unit import convert_unit
+from jetfoundry.errors import ConfigError, InputError, nearest
+
+__all__ = ["IngestConfig", "IngestReport", "check_branches", "ingest"]
+
+# `shards.*` may not, and `input` only by name: both are compared with the plan, which knows the files.
+_MAY_CHANGE = ("features", "input", "output", "tree", "sample", "ray.address", "ray.num_cpus", "ray.object_store_gb")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """What to read and where to put the shards."""
+
+    features: str = config.option("", "data YAML whose branches must be among the shards' columns, '' = no check")
+    input: tuple[str, ...] = config.option((), "ROOT or Parquet files: paths, patterns, folders")
+    output: str = config.option("data/shards", "shard folder")
+    tree: str = config.option("", "name of the TTree or RNTuple; '' = the only one, or tree, or Events")
+    sample: str = config.option("", "what the jets are, shown on plots; '' = what the files say (string `sample`)")
+    shards: ShardConfig = dataclasses.field(default_factory=ShardConfig)
+    ray: ray_session.RayConfig = dataclasses.field(default_factory=ray_session.RayConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IngestReport:
+    """What came out: jets per split, the name of the content, and all that was set aside."""
+
+    folder: Path
+    jets: dict[str, int]
+    manifest_hash: str
+    set_aside_files: tuple[SetAsideFile, ...]
+    set_aside_ranges: tuple[str, ...]  # one message per range that could not be decoded
+    set_aside_entries: int  # in these ranges
+    set_aside_jets: dict[str, int]  # by reason, see check.py
+    new_jets: int  # written by this run; the others were there already
+    seconds: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether every jet of every input is in a shard."""
+        return not (self.set_aside_files or self.set_aside_ranges or self.set_aside_jets)
+
+
+def ingest(settings: IngestConfig) -> IngestReport:
+    """Convert the inputs to shards, or go on with it; returns when the manifest is written.
+
+    Raises InputError if no jet can be used, the folder holds another ingest, or a shard cannot be written.
+    """
+    started = time.perf_counter()
+    folder = Path(settings.output)
+    if settings.features:
+        check_branches(settings.features)
+    with ray_session.session(**dataclasses.asdict(settings.ray)):
+        plan = _plan(settings)
+        runs.open_run(folder, settings, may_change=_MAY_CHANGE)
+        for stale in folder.rglob("*.tmp.*"):  # left by a job that was killed
+            stale.unlink(missing_ok=True)
+        todo = [unit for unit in range(len(plan.units)) if not _is_committed(folder, unit)]
+        new_jets = _convert(plan, folder, todo)
+    manifest = _write_manifest(plan, folder, settings.sample)
+    report = IngestReport(
+        folder=folder,
+        jets={split: part["rows"] for split, part in manifest["splits"].items()},
+        manifest_hash=manifest["hash"],
+        set_aside_files=plan.inventory.set_aside,
+        set_aside_ranges=tuple(manifest["set_aside"]["ranges"]),
+        set_aside_entries=manifest["set_aside"]["entries"],
+        set_aside_jets=manifest["set_aside"]["jets"],
+        new_jets=new_jets,
+        seconds=time.perf_counter() - started,
+    )
+    figures = config.to_dict(report)
+    figures.pop("folder")
+    runs.write_summary(folder, **figures)
+    return report
+
+
+def check_branches(path: str) -> None:
+    """Raise ConfigError if the data YAML at `path` needs a branch that shards do not have."""
+    columns = jet_schema().names
+    for name in sorted(load_data_config(path).columns):
+        if name not in columns:
+            msg = f"{path}: branch {name!r} is not among the JetClass-II columns; {nearest(name, columns)}"
+            raise ConfigError(msg)
+
+
+def _plan(settings: IngestConfig) -> Plan:
+    paths = expand(settings.input)
+    stored = Path(settings.output) / "plan.json"
+    if stored.exists():
+        return matching_plan(stored, paths, settings.shards, settings.tree)
+    inventory = take_inventory(paths, tree=settings.tree, round_doubles=settings.shards.round_doubles)
+    if not inventory.sources:
+        more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+        msg = f"none of the inputs can be used: {inventory.set_aside[0].reason}{more}"
+        raise InputError(msg)
+    plan = make_plan(inventory, settings.shards)
+    files.write_json(stored, plan.to_dict())
+    return plan
+
+
+def _is_committed(folder: Path, unit: int) -> bool:
+    sidecar = shards.sidecar_path(folder, unit)
+    if not sidecar.exists():
+        return False
+    written = [(folder / shard["path"], shard["bytes"]) for shard in files.read_json(sidecar)["shards"]]
+    return all(path.exists() and path.stat().st_size == size for path, size in written)
+
+
+def _convert(plan: Plan, folder: Path, todo: list[int]) -> int:
+    """Run the units `todo` as Ray tasks; returns the number of jets they wrote."""
+    if not todo:
+        return 0
+    import ray
+
+    task = functools.partial(_task, plan=plan, folder=folder.resolve())
+    at_once = ray.data.TaskPoolStrategy(size=_tasks_at_once(plan))
+    rows = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo))
+    entries = sum(r.stop - r.start for unit in todo for r in plan.units[unit])
+    jets = set_aside = 0
+    with tqdm(total=entries, unit="jet", unit_scale=True, desc="ingest", disable=None) as bar:
+        for row in rows.map(task, num_cpus=1, compute=at_once).iter_rows():
+            if row["error"]:
+                msg = f"{row['error']}; what is committed is kept, the same command continues"
+                raise InputError(msg)
+            jets += row["jets"]
+            set_aside += row["set_aside"]
+            bar.update(row["jets"] + row["set_aside"])
+            bar.set_postfix(set_aside=set_aside)
+    return jets
+
+
+def _tasks_at_once(plan: Plan) -> int:
+    """As many tasks as there are CPUs, but no more than fit into the memory that Ray knows of."""
+    import ray
+
+    resources = ray.cluster_resources()
+    per_jet = max(source.bytes_per_jet for source in plan.inventory.sources)
+    jets = max(sum(r.stop - r.start for r in unit) for unit in plan.units)
+    bytes_per_task = 2 * per_jet * jets + 300 * 2**20
+    fitting = int(resources.get("memory", bytes_per_task) // bytes_per_task)
+    return max(1, min(int(resources.get("CPU", 1)), fitting))
+
+
+def _task(row: dict[str, Any], plan: Plan, folder: Path) -> dict[str, Any]:
+    """One unit in a Ray worker. What is the input's fault comes back as text, to end the job with one line."""
+    try:
+        sidecar = convert_unit(plan, folder, row["unit"])
+    except InputError as error:
+        return {"unit": row["unit"], "jets": 0, "set_aside": 0, "error": str(error)}
+    jets = sum(shard["rows"] for shard in sidecar["shards"])
+    return {"unit": row["unit"], "jets": jets, "set_aside": sidecar["entries"] - jets, "error": ""}
+
+
+def _write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
+    """Gather the sidecars into manifest.json; InputError if not a single jet is left."""
+    sidecars = [files.read_json(shards.sidecar_path(folder, unit)) for unit in range(len(plan.units))]
+    reasons: collections.Counter[str] = collections.Counter()
+    for sidecar in sidecars:
+        reasons.update(sidecar["set_aside"]["jets"])
+    ranges = [message for sidecar in sidecars for message in sidecar["set_aside"]["ranges"]]
+    digests = [shard["sha256"] for sidecar in sidecars for shard in sidecar["shards"]]
+    if not digests:
+        why = ranges[0] if ranges else ", ".join(f"{count} jets {reason}" for reason, count in reasons.items())
+        msg = f"none of the {plan.entries} jets can be used: {why}; details in {folder / 'units'}"
+        raise InputError(msg)
+    manifest = {
+        "format": shards.FORMAT,
+        "hash": shards.content_hash(digests),
+        "plan": plan.hash,
+        "sample": sample or " + ".join(sorted({source.sample for source in plan.inventory.sources} - {""})),
+        "columns": jet_schema().names,
+        "row_group": plan.config.row_group,
+        "splits": {split: shards.gather(split, sidecars) for split in SPLITS},
+        "histogram_edges": {"jet_pt": shards.PT_EDGES, "jet_sdmass": shards.MASS_EDGES},
+        "inputs": [
+            {"path": source.path, "kind": source.kind, "tree": source.tree, "entries": source.entries}
+            for source in plan.inventory.sources
+        ],
+        "set_aside": {
+            "files": [dataclasses.asdict(file) for file in plan.inventory.set_aside],
+            "entries": sum(sidecar["set_aside"]["entries"] for sidecar in sidecars),
+            "ranges": ranges,
+            "jets": dict(sorted(reasons.items())),
+        },
+        "shards": config.to_dict(plan.config),
+        "provenance": runs.provenance(),
+    }
+    files.write_json(folder / "manifest.json", manifest)
+    return manifest

@@ -1,0 +1,152 @@
+"""What a person looks at: plots of a run, its report with the transfer table and the export, and the short table.
+
+Everything is read back from the run folder, so any job can rebuild the report after adding its part:
+`summary.json` (pre-training), `transfer/<task list>/summary.json`, `export.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jetfoundry import files
+from jetfoundry.downstream.embeddings import Embeddings
+from jetfoundry.evaluate import plots
+from jetfoundry.evaluate.discriminants import group_outputs
+from jetfoundry.evaluate.metrics import confusion_matrix, roc_curve
+from jetfoundry.evaluate.report import Section, build_report
+from jetfoundry.evaluate.tables import Rows, format_rejection
+from jetfoundry.evaluate.validation import discriminants_of
+
+__all__ = ["evaluation_plots", "mean_rows", "result_table", "write_report"]
+
+_SHOWN_JETS = 8
+
+
+def evaluation_plots(
+    run: Path,
+    scored: Embeddings,
+    labels: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    wanted: Sequence[str],
+    sample: str,
+) -> None:
+    """Write ROC, scores, group confusion, class counts and a few jets in (eta, phi) to `<run>/plots/`."""
+    kept = labels >= 0
+    logits, truth = scored.logits[kept], labels[kept]
+    curves, scores = {}, {}
+    for found in discriminants_of(classes, wanted):
+        used = np.isin(truth, [*found.signal, *found.background])
+        is_signal = np.isin(truth[used], found.signal)
+        curves[found.name] = roc_curve(found.log_odds(logits[used]), is_signal)
+        value = found(logits[used])
+        scores |= {f"{found.name}: signal": value[is_signal], f"{found.name}: background": value[~is_signal]}
+    groups, group_of = group_outputs(classes)
+    matrix = confusion_matrix(group_of[truth], group_of[logits.argmax(axis=1)], len(groups))
+    present = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
+    counts = np.bincount(truth, minlength=len(classes))
+    figures = {
+        "roc": plots.roc(curves, sample),
+        "discriminant_scores": plots.score_distribution(scores, sample, "discriminant"),
+        "confusion_of_class_groups": plots.confusion(
+            matrix[np.ix_(present, present)], [groups[i] for i in present], sample
+        ),
+        "class_counts": plots.class_counts({classes[i]: int(counts[i]) for i in np.flatnonzero(counts)}, sample),
+        "jets_in_eta_phi": plots.jets_eta_phi(_some_jets(scored, kept, truth, classes), sample),
+    }
+    (run / "plots").mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        with files.committed(run / "plots" / f"{name}.png") as temporary:
+            temporary.write_bytes(plots.png(figure, dpi=144))
+
+
+def _some_jets(
+    scored: Embeddings, kept: npt.NDArray[np.bool_], truth: npt.NDArray[np.int64], classes: Sequence[str]
+) -> list[plots.Constituents]:
+    """The first jet of each of the most frequent classes."""
+    frequent = np.argsort(-np.bincount(truth, minlength=len(classes)), kind="stable")[:_SHOWN_JETS]
+    names = ["part_px", "part_py", "part_deta", "part_dphi", "jet_pt"]
+    names += [f"part_is{kind}" for kind in ("Electron", "Muon", "Photon", "ChargedHadron", "NeutralHadron")]
+    table = scored.columns(names)
+    rows = [int(np.flatnonzero(kept)[np.flatnonzero(truth == i)[0]]) for i in frequent if (truth == i).any()]
+    jets = table.take(rows).to_pylist()
+    titles = [classes[i] for i in frequent if (truth == i).any()]
+    return [
+        plots.constituents(jet, f"{title}, pT {jet['jet_pt']:.0f} GeV") for jet, title in zip(jets, titles, strict=True)
+    ]
+
+
+def mean_rows(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per task and method: mean and spread over seeds; failed trials are counted."""
+    rows = []
+    for task, method in dict.fromkeys((trial["task"], trial["method"]) for trial in trials):
+        same = [trial for trial in trials if (trial["task"], trial["method"]) == (task, method)]
+        done = [trial for trial in same if "error" not in trial]
+        row: dict[str, Any] = {"task": task, "method": method, "seeds": len(done), "failed": len(same) - len(done)}
+        if done:
+            row |= {"train jets": done[0].get("train_jets"), "jets": done[0]["jets"]}
+            row["accuracy"] = _spread([trial["accuracy"] for trial in done])
+            for name, first in done[0]["discriminants"].items():
+                figures = [trial["discriminants"][name] for trial in done]
+                row |= {"comparison": name, "AUC": _spread([figure["auc"] for figure in figures])}
+                for point in first["rejections"]:
+                    row[f"rejection at {point['efficiency']:.0%}"] = format_rejection(point)
+        rows.append(row)
+    return rows
+
+
+def _spread(values: Sequence[float | None]) -> str | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return f"{np.mean(known):.4f}" + (f" ± {np.std(known, ddof=1):.4f}" if len(known) > 1 else "")
+
+
+def _transfers(run: Path) -> list[tuple[Path, dict[str, Any]]]:
+    return [(path.parent, files.read_json(path)) for path in sorted(run.glob("transfer/*/summary.json"))]
+
+
+def result_table(run: Path) -> Rows:
+    """The short table at the end of a job: what came out, in one line each."""
+    rows: list[dict[str, Any]] = []
+    if (run / "summary.json").exists():
+        summary = files.read_json(run / "summary.json")
+        evaluation = summary["evaluation"]
+        rows.append({"what": "validation accuracy, all classes", "value": evaluation["accuracy"]})
+        for name, figures in evaluation["discriminants"].items():
+            rows.append({"what": f"AUC {name}, from the model's scores", "value": figures["auc"]})
+            rows += [
+                {"what": f"rejection at {point['efficiency']:.0%}, {name}", "value": format_rejection(point)}
+                for point in figures["rejections"]
+            ]
+        rows.append({"what": "training speed [jets/s]", "value": summary["training"]["timing"]["jets_per_s"]})
+    for _, summary in _transfers(run):
+        for row in summary["table"]:
+            figure = "AUC" if row.get("AUC") and len(summary["classes"][row["task"]]) == 2 else "accuracy"
+            rows.append({"what": f"{row['task']}, {row['method']}: {figure}", "value": row.get(figure)})
+    if (run / "export.json").exists():
+        export = files.read_json(run / "export.json")
+        rows.append({"what": "ONNX against PyTorch, largest difference", "value": export["max_difference"]})
+    return rows
+
+
+def write_report(run: Path, sample: str) -> Path:
+    """Rebuild `<run>/report.html` from everything the run folder holds; returns its path."""
+    text = "What came out. " + (f"Sample: {sample}. " if sample else "")
+    sections = [Section("In short", text, result_table(run))]
+    for folder, summary in _transfers(run):
+        figures = [(path.stem.replace("_", " "), path.read_bytes()) for path in sorted(folder.glob("plots/*.png"))]
+        text = (
+            "The backbone is frozen; one linear layer is trained on its class token. Mean and spread over seeds. "
+            "The row 'model scores' is the pre-trained classifier itself on the same jets, without any new training."
+        )
+        sections.append(Section(f"Transfer: {folder.name}", text, summary["table"], figures))
+    if (run / "export.json").exists():
+        export = files.read_json(run / "export.json")
+        rows = [{"figure": key, "value": value} for key, value in export.items() if key != "provenance"]
+        sections.append(Section("Export", "The ONNX file, checked against PyTorch on jets of this sample.", rows))
+    return build_report(run, sections, sample)

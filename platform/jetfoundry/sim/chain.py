@@ -1,0 +1,151 @@
+"""From generator events to labelled jets: the whole chain for one batch, and a shard from batches.
+
+1. Pythia makes a batch of events, flat arrays of all particles (generator.py)
+2. stable visible particles go through the detector (response.py) and are clustered into jets (jets.py)
+3. a jet is kept if it has a label (truth.py), then if pT and soft-drop mass pass the selection
+4. what survives gets N-subjettiness, its generator-level jet and its truth particles
+5. all of it becomes an Arrow table of the 54 columns (columns.py)
+
+Costly steps come after the cuts. Pythia's event weights (biased pT, enhanced splittings) are dropped: the training
+re-weights flat in (pT, mass) within each class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from jetfoundry.sim import columns, jets, truth
+from jetfoundry.sim.detector import DetectorCard
+from jetfoundry.sim.generator import Events, Generator
+from jetfoundry.sim.jets import Jets
+from jetfoundry.sim.response import respond
+from jetfoundry.sim.settings import SimulateConfig, seeds
+from jetfoundry.sim.source import PairSource
+from jetfoundry.sim.truth_particles import qcd_truth, resonance_truth
+
+__all__ = ["Shard", "analyse", "make_shard"]
+
+Array = npt.NDArray[Any]
+
+_NEUTRINOS = (12, 14, 16)
+_LARGEST_PZ, _LARGEST_ETA = 10_000.0, 5.0  # constituents beyond are not stored, so they are not clustered
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Jets of one file with what they cost."""
+
+    table: pa.Table
+    events: int
+    pythia_seed: int
+    cpu_seconds: float
+
+
+def make_shard(cfg: SimulateConfig, card: DetectorCard, family: str, shard: int) -> Shard:
+    """Exactly `cfg.jets_per_shard` jets; the content depends on cfg, card, family and shard number only."""
+    started = time.process_time()
+    pythia_seed, source_rng, detector_rng = seeds(cfg.seed, family, shard)
+    resonance = cfg.families[family].resonance
+    source = PairSource(resonance, cfg.beam_energy, source_rng) if resonance else None
+    settings = (*cfg.pythia, *cfg.families[family].settings, *cfg.modes[cfg.mode])
+    generator = Generator(settings, pythia_seed, source)
+    tables, made, events = [], 0, 0
+    while made < cfg.jets_per_shard:
+        batch = generator.batch(cfg.batch_events)
+        tables.append(analyse(batch, cfg, card, detector_rng, qcd=resonance is None))
+        made, events = made + len(tables[-1]), events + len(batch)
+    table = pa.concat_tables(tables).slice(0, cfg.jets_per_shard).combine_chunks()
+    return Shard(table, events, pythia_seed, time.process_time() - started)
+
+
+def analyse(events: Events, cfg: SimulateConfig, card: DetectorCard, rng: np.random.Generator, *, qcd: bool) -> pa.Table:
+    """Labelled jets of a batch of events that pass the selection, with all 54 columns."""
+    visible = np.flatnonzero((events.status > 0) & ~np.isin(np.abs(events.pid), _NEUTRINOS))
+    flow = respond(
+        card, events.event[visible], events.pid[visible], events.p4[visible], events.mass[visible],
+        events.vertex[visible, :3], rng,
+    )  # fmt: skip
+    p4 = np.stack([flow.px, flow.py, flow.pz, flow.energy], axis=1)
+    stored = _storable(p4)
+    flow, p4 = flow.take(stored), p4[stored]
+    offsets = jets.offsets_of(flow.event, len(events))
+    found = jets.cluster(p4, offsets, cfg.jet.radius, cfg.jet.pt_min, cfg.jet.eta_max)
+
+    label_jets = qcd_truth if qcd else resonance_truth
+    known = label_jets(events, found, cfg.jet)
+    kept = np.flatnonzero((known.label >= 0) & _between(found.pt, cfg.selection.pt))
+    candidates = found.take(kept)
+    sdmass = jets.softdrop_mass(p4[candidates.index], candidates.offsets, cfg.jet.softdrop_zcut)
+    passes = _between(sdmass, cfg.selection.sdmass)
+    selected, sdmass, known = found.take(kept[passes]), sdmass[passes], known.take(kept[passes])
+    tau = jets.nsubjettiness(p4[selected.index], selected.offsets, cfg.jet.radius)
+
+    genjet, genpart, genpart_offsets = _generator_level(events, visible, selected, cfg)
+    aux, aux_offsets = columns.aux_columns(
+        len(selected), known.owner, known.role,
+        events.pid[known.position], events.p4[known.position], events.mass[known.position],
+    )  # fmt: skip
+    return columns.table(
+        {**columns.jet_columns(selected, sdmass, tau, known.label), **genjet},
+        {"part": columns.part_columns(selected, flow), "genpart": genpart, "aux_genpart": aux},
+        {"part": selected.offsets, "genpart": genpart_offsets, "aux_genpart": aux_offsets},
+    )
+
+
+def _between(values: Array, limits: tuple[float, ...]) -> Array:
+    """Strictly inside the limits, as stored in single precision."""
+    single = values.astype(np.float32)
+    return (single > limits[0]) & (single < limits[1])
+
+
+def _storable(p4: Array) -> Array:
+    pt = np.hypot(p4[:, 0], p4[:, 1])
+    return (np.abs(p4[:, 2]) <= _LARGEST_PZ) & (np.abs(p4[:, 2]) <= np.sinh(_LARGEST_ETA) * pt) & (pt > 0)
+
+
+def _generator_level(
+    events: Events, visible: Array, selected: Jets, cfg: SimulateConfig
+) -> tuple[dict[str, Array], dict[str, Array], Array]:
+    """Generator-level jets of the selected jets: `genjet_*`, `genpart_*` columns and the offsets of the latter."""
+    wanted = np.zeros(len(events), dtype=bool)
+    wanted[selected.event] = True
+    particles = visible[wanted[events.event[visible]]]
+    particles = particles[_storable(events.p4[particles])]
+    p4 = events.p4[particles]
+    offsets = jets.offsets_of(events.event[particles], len(events))
+    genjets = jets.cluster(p4, offsets, cfg.jet.radius, cfg.jet.pt_min)
+    match = _match(selected, genjets, cfg.jet.radius)
+    sdmass = np.zeros(len(selected))
+    matched = genjets.take(match[match >= 0])
+    sdmass[match >= 0] = jets.softdrop_mass(p4[matched.index], matched.offsets, cfg.jet.softdrop_zcut)
+    vertex, pid = events.vertex[particles], events.pid[particles]
+    return columns.genpart_columns(selected, genjets, match, sdmass, p4, pid, vertex)
+
+
+def _match(selected: Jets, genjets: Jets, radius: float) -> Array:
+    """Nearest generator-level jet within `radius` of each jet, -1 if none; jets choose by falling pT, each once."""
+    match = np.full(len(selected), -1)
+    taken = np.zeros(len(genjets), dtype=bool)
+    first = np.searchsorted(genjets.event, selected.event)
+    count = np.searchsorted(genjets.event, selected.event, side="right") - first
+    rank = np.arange(len(selected)) - np.searchsorted(selected.event, selected.event)
+    for turn in range(rank.max(initial=-1) + 1):
+        chooser = np.flatnonzero((rank == turn) & (count > 0))
+        option = np.arange(count[chooser].max(initial=0))
+        position = np.minimum(first[chooser, None] + option, len(genjets) - 1)
+        axis = selected.eta[chooser, None], selected.phi[chooser, None]
+        distance = truth.delta_r(genjets.eta[position], genjets.phi[position], *axis)
+        distance[(option >= count[chooser, None]) | taken[position]] = np.inf
+        if not distance.size:
+            continue
+        nearest = distance.argmin(axis=1)
+        rows = np.flatnonzero(distance.min(axis=1) < radius)
+        match[chooser[rows]] = position[rows, nearest[rows]]
+        taken[match[chooser[rows]]] = True
+    return match

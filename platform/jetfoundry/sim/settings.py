@@ -1,0 +1,173 @@
+"""The run configuration of a simulation: families, spectra, decay channels, jets, selection, seeds.
+
+Every number comes from `datasets/jetclass2_sim.yaml`; detector numbers come from the card it names
+(`detector.py`). Nothing here needs the [sim] extra, so a job can check its configuration without it.
+
+A *family* is one kind of file, made by one Pythia: either resonance pairs drawn by `source.py` and handed to
+Pythia as Les Houches events, or one of Pythia's own processes (QCD). A *mode* switches parts of the event off;
+it belongs to the identity of a sample, since a classifier would learn a difference between signal and background.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from jetfoundry.config import option
+from jetfoundry.sim.detector import DetectorCard
+
+__all__ = [
+    "FamilyConfig",
+    "JetConfig",
+    "Mode",
+    "ResonanceConfig",
+    "SecondaryMassConfig",
+    "SelectionConfig",
+    "SimulateConfig",
+    "plan",
+    "seeds",
+]
+
+Mode = Literal["full", "no_mpi", "fast"]
+
+_LARGEST_PYTHIA_SEED = 900_000_000  # a larger one is refused by Pythia, which then keeps its default
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SecondaryMassConfig:
+    """Mass of Y in X -> Y1 Y2, as a ratio r to the mass of X, uniform in `ratio`.
+
+    Up to r = 1/2 both Y have it; above, one Y has it and the other lies uniformly in
+    (`off_shell_min`, `off_shell_max` - r), as real samples with an off-shell Y do.
+    """
+
+    ratio: tuple[float, ...] = option((0.1, 0.8), "range of m_Y / m_X")
+    smear: float = option(0.03, "relative width of an on-shell Y")
+    off_shell_min: float = option(0.02, "lower end of the off-shell Y's mass ratio")
+    off_shell_max: float = option(0.95, "upper end of the sum of both mass ratios")
+    floor: float = option(2.0, "smallest mass of a Y [GeV]; a lighter colour singlet does not hadronise")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResonanceConfig:
+    """Spectrum and decays of a resonance pair. PDG ids; a negative parent decays to the antiparticles."""
+
+    ids: tuple[int, ...] = option(dataclasses.MISSING, "PDG ids of the pair, e.g. [25, 25] or [37, -37]")
+    mass: tuple[float, ...] = option(dataclasses.MISSING, "uniform range of the mass of X [GeV]")
+    pt: tuple[float, ...] = option(dataclasses.MISSING, "range of the transverse momentum of X, uniform in its log [GeV]")
+    min_boost: float = option(dataclasses.MISSING, "pt is at least this times the mass; 0 = off")
+    rapidity: float = option(dataclasses.MISSING, "rapidities of both X are uniform in +- this")
+    x_max: float = option(dataclasses.MISSING, "largest momentum fraction of an incoming parton")
+    decays: dict[str, dict[str, float]] = option(dataclasses.MISSING, "parent id -> {'id1 id2': branching fraction}")
+    secondary: SecondaryMassConfig = option(SecondaryMassConfig(), "mass of Y where X decays to two resonances")
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != 2 or len(self.mass) != 2 or len(self.pt) != 2:
+            msg = f"ids, mass and pt are pairs, got {self.ids}, {self.mass}, {self.pt}"
+            raise ValueError(msg)
+        if not (0 < self.mass[0] <= self.mass[1] and 0 < self.pt[0] <= self.pt[1]):
+            msg = f"mass {self.mass} and pt {self.pt} must be rising and positive"
+            raise ValueError(msg)
+        if self.min_boost * self.mass[1] > self.pt[1]:
+            msg = f"min_boost {self.min_boost} times the largest mass {self.mass[1]} lies above the largest pt {self.pt[1]}"
+            raise ValueError(msg)
+        for resonance in self.ids:
+            if str(abs(resonance)) not in self.decays:
+                msg = f"decays has no channels for {abs(resonance)}, only for {', '.join(self.decays)}"
+                raise ValueError(msg)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FamilyConfig:
+    """One family of files: its share of the jets and the Pythia process that makes it."""
+
+    weight: float = option(dataclasses.MISSING, "share of the jets; 0 = known but not made")
+    settings: tuple[str, ...] = option((), "Pythia settings, 'Key:name = value'")
+    resonance: ResonanceConfig | None = option(None, "resonance pair; without it jets get QCD labels")
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            msg = f"weight {self.weight} must be >= 0"
+            raise ValueError(msg)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JetConfig:
+    """Jet definition of JetClass-II: anti-kT, soft drop, matching."""
+
+    radius: float = option(0.8, "radius R of anti-kT, of soft drop, N-subjettiness and of truth matching")
+    pt_min: float = option(200.0, "smallest jet_pt and genjet_pt [GeV]")
+    eta_max: float = option(2.5, "largest |jet_eta|")
+    softdrop_zcut: float = option(0.1, "soft-drop momentum fraction (beta = 0)")
+    qcd_parton_pt_min: float = option(10.0, "smallest pt of a quark that counts for a QCD label [GeV]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """Jets that are kept; the training selection of JetClass-II by default."""
+
+    pt: tuple[float, ...] = option((200.0, 2500.0), "jet_pt range [GeV]")
+    sdmass: tuple[float, ...] = option((20.0, 500.0), "jet_sdmass range [GeV]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimulateConfig:
+    """A simulated sample. `jets` counts accepted jets of all families together."""
+
+    output: Path = option(Path("data/sim/root"), "folder of the ROOT files")
+    jets: int = option(24_000, "accepted jets in total, a multiple of jets_per_shard")
+    jets_per_shard: int = option(1000, "jets in every file")
+    seed: int = option(1, "seed of the run; file contents depend on it, the family and the shard number only")
+    mode: Mode = option("full", "full = with MPI and ISR, no_mpi, fast = neither MPI nor ISR")
+    workers: int = option(0, "Ray actors, 0 = one per CPU")
+    address: str = option("", "Ray: '' = private local Ray or the job's own cluster, else auto or host:port")
+    batch_events: int = option(200, "events generated and analysed at a time")
+    card: Path = option(Path("datasets/cards/cms.yaml"), "detector card")
+    detector: DetectorCard | None = option(None, "the card itself, instead of the file named by `card`")
+    jet: JetConfig = option(JetConfig(), "jet definition")
+    selection: SelectionConfig = option(SelectionConfig(), "jets that are kept")
+    beam_energy: float = option(dataclasses.MISSING, "energy of each proton beam [GeV]")
+    pythia: tuple[str, ...] = option(dataclasses.MISSING, "Pythia settings of all families")
+    modes: dict[str, tuple[str, ...]] = option(dataclasses.MISSING, "Pythia settings of each mode")
+    families: dict[str, FamilyConfig] = option(dataclasses.MISSING, "families by name")
+
+    def __post_init__(self) -> None:
+        if self.jets_per_shard < 1 or self.batch_events < 1 or self.workers < 0:
+            msg = "jets_per_shard and batch_events must be >= 1, workers >= 0"
+            raise ValueError(msg)
+        if self.jets < 1 or self.jets % self.jets_per_shard:
+            msg = f"jets {self.jets} is not a multiple of jets_per_shard {self.jets_per_shard}"
+            raise ValueError(msg)
+        if self.mode not in self.modes:
+            msg = f"modes has no settings for mode {self.mode!r}, only for {', '.join(self.modes)}"
+            raise ValueError(msg)
+        if sum(family.weight for family in self.families.values()) <= 0:
+            msg = "at least one family needs a weight above 0"
+            raise ValueError(msg)
+        plan(self)
+
+
+def plan(cfg: SimulateConfig) -> list[tuple[str, int]]:
+    """(family, shard) of every file: jets / jets_per_shard files, shared by weight with largest remainders."""
+    shards = cfg.jets // cfg.jets_per_shard
+    made = {name: family.weight for name, family in cfg.families.items() if family.weight > 0}
+    exact = {name: shards * weight / sum(made.values()) for name, weight in made.items()}
+    counts = {name: int(share) for name, share in exact.items()}
+    for name in sorted(made, key=lambda n: counts[n] - exact[n])[: shards - sum(counts.values())]:
+        counts[name] += 1
+    empty = [name for name, count in counts.items() if count == 0]
+    if empty:
+        msg = f"jets {cfg.jets} makes {shards} files and none of family {', '.join(empty)}; lower jets_per_shard"
+        raise ValueError(msg)
+    return [(name, shard) for name, count in counts.items() for shard in range(count)]
+
+
+def seeds(run_seed: int, family: str, shard: int) -> tuple[int, np.random.Generator, np.random.Generator]:
+    """Seed of Pythia (1 to 9e8) and the random streams of the hard process and of the detector, for one shard."""
+    digest = hashlib.sha256(f"{run_seed}/{family}/{shard}".encode()).digest()
+    words = np.frombuffer(digest, dtype="<u4").tolist()
+    return words[0] % _LARGEST_PYTHIA_SEED + 1, np.random.default_rng(words[1:4]), np.random.default_rng(words[4:])

@@ -1,0 +1,99 @@
+"""Labels of the jets of a batch together with the truth particles that are stored with them (`aux_genpart_*`).
+
+Stored order: X, Y1, Y2; decay products (of X -> YY all four, matched or not; of X -> 2 a hadronic tau first, else
+the nearest to the jet first); decay products of taus; quarks of a QCD label in record order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jetfoundry.sim import truth
+from jetfoundry.sim.columns import AUX_FLAGS
+from jetfoundry.sim.generator import Events
+from jetfoundry.sim.jets import Jets, offsets_of
+from jetfoundry.sim.settings import JetConfig
+
+__all__ = ["JetTruth", "qcd_truth", "resonance_truth"]
+
+Array = npt.NDArray[Any]
+
+_X, _Y, _PRODUCT, _FROM_TAU, _QUARK = range(len(AUX_FLAGS))
+
+
+@dataclasses.dataclass(frozen=True)
+class JetTruth:
+    """Classes of J jets (-1: none) and their K truth particles: jet, position in the record, role in AUX_FLAGS."""
+
+    label: Array
+    owner: Array
+    position: Array
+    role: Array
+
+    def take(self, jets: Array) -> JetTruth:
+        """The truth of the jets at rising positions `jets`, renumbered from 0."""
+        new = np.full(len(self.label), -1)
+        new[jets] = np.arange(len(jets))
+        keep = new[self.owner] >= 0
+        return JetTruth(self.label[jets], new[self.owner][keep], self.position[keep], self.role[keep])
+
+
+def resonance_truth(events: Events, jets: Jets, cfg: JetConfig) -> JetTruth:
+    """Label jets by the resonances of their event."""
+    found = truth.find_resonances(events)
+    label, candidate = truth.label_resonance(found.prongs, jets.event, jets.eta, jets.phi, cfg.radius)
+    owner = np.flatnonzero(candidate >= 0)
+    chosen = candidate[owner]
+    product, tau = _ordered_pair(events, found, jets, owner, chosen)
+    first, last = events.daughter1[tau], events.daughter2[tau]
+    width = int(np.where(tau >= 0, last - first + 1, 0).max(initial=0))
+    from_tau = first[:, :, None] + np.arange(width)
+    from_tau = np.where((tau[:, :, None] >= 0) & (from_tau <= last[:, :, None]), from_tau, -1)
+    blocks = [
+        (_X, found.x[chosen][:, None]),
+        (_Y, found.y[chosen]),
+        (_PRODUCT, product),
+        (_FROM_TAU, from_tau.reshape(len(owner), 4 * width)),
+    ]
+    position = np.concatenate([block for _, block in blocks], axis=1)
+    role = np.concatenate([np.full(block.shape[1], code) for code, block in blocks])
+    row, column = np.nonzero(position >= 0)
+    return JetTruth(label, owner[row], position[row, column], role[column])
+
+
+def _ordered_pair(
+    events: Events, found: truth.Resonances, jets: Jets, owner: Array, chosen: Array
+) -> tuple[Array, Array]:
+    """Decay products and taus (n, 4) of the chosen candidates, the two of X -> 2 in stored order."""
+    product, tau, letter = found.product[chosen], found.tau[chosen], found.prongs.letter[chosen]
+    p = events.p4[product[:, :2]]
+    eta, phi = np.arcsinh(p[..., 2] / np.hypot(p[..., 0], p[..., 1])), np.arctan2(p[..., 1], p[..., 0])
+    distance = truth.delta_r(eta, phi, jets.eta[owner, None], jets.phi[owner, None])
+    hadronic = letter[:, :2] == truth.LETTERS.index("tauh")
+    swap = np.where(
+        hadronic[:, 0] == hadronic[:, 1], distance[:, 1] < distance[:, 0], hadronic[:, 1]
+    ) & ~found.prongs.cascade[chosen]
+    order = np.where(swap[:, None], [1, 0, 2, 3], [0, 1, 2, 3])
+    return np.take_along_axis(product, order, axis=1), np.take_along_axis(tau, order, axis=1)
+
+
+def qcd_truth(events: Events, jets: Jets, cfg: JetConfig) -> JetTruth:
+    """Label jets by the quarks that enter hadronisation inside them."""
+    pid = np.abs(events.pid)
+    entering = (np.abs(events.status) == 71) & (pid >= 1) & (pid <= 5)
+    quarks = np.flatnonzero(entering & (np.hypot(events.p4[:, 0], events.p4[:, 1]) > cfg.qcd_parton_pt_min))
+    bounds = offsets_of(events.event[quarks], len(events))
+    counts = np.diff(bounds)[jets.event]  # every jet with every quark of its event
+    owner = np.repeat(np.arange(len(jets)), counts)
+    rank = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    position = quarks[bounds[jets.event][owner] + rank]
+    p = events.p4[position]
+    eta, phi = np.arcsinh(p[:, 2] / np.hypot(p[:, 0], p[:, 1])), np.arctan2(p[:, 1], p[:, 0])
+    near = truth.delta_r(eta, phi, jets.eta[owner], jets.phi[owner]) < cfg.radius
+    owner, position = owner[near], position[near]
+    label = truth.label_qcd(owner, events.pid[position], len(jets))
+    return JetTruth(label, owner, position, np.full(len(owner), _QUARK))

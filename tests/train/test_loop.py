@@ -1,0 +1,119 @@
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from jetfoundry.data.batch import Batch, MicroBatch, Position
+from jetfoundry.errors import InputError
+from jetfoundry.train.loop import TrainConfig, Validation, fit, predict
+from jetfoundry.train.optim import OptimConfig
+
+CPU = torch.device("cpu")
+OPTIONS = TrainConfig(epochs=4, optim=OptimConfig(lr=0.05), log_steps=1, seed=5)
+STEPS = 3
+
+
+class Toy(nn.Module):
+    """Mean of the features over real particles, dropout, one linear layer: (b, 2, P) -> (b, 2)."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.dropout = nn.Linear(2, 2), nn.Dropout(0.5)
+
+    def forward(self, features, vectors, mask):
+        mean = (features * mask).sum(dim=2) / mask.sum(dim=2)
+        return self.linear(self.dropout(mean))
+
+
+def batch_number(number, size=8, micro=2, scale=1.0):
+    """A batch that depends on its number only; class 1 has larger features."""
+    rng = np.random.default_rng(number)
+    parts = []
+    for _ in range(micro):
+        labels = torch.from_numpy(rng.integers(0, 2, size // micro))
+        features = torch.from_numpy(rng.normal(size=(size // micro, 2, 3)).astype(np.float32)) + labels[:, None, None]
+        ones = torch.ones(size // micro, 1, 3)
+        parts.append(MicroBatch({"pf_features": scale * features, "pf_vectors": ones, "pf_mask": ones}, labels))
+    return Batch(tuple(parts), size)
+
+
+@contextlib.contextmanager
+def stream(start):
+    def batches():
+        number = start.batch
+        while True:
+            yield batch_number(number), Position(0, 0, number + 1)
+            number += 1
+
+    yield batches()
+
+
+def validate(model):
+    (_, logits, labels) = next(predict(model, iter([batch_number(1000, size=64)]), CPU))
+    loss = nn.functional.cross_entropy(logits, labels).item()
+    return Validation(loss, (logits.argmax(1) == labels).float().mean().item(), len(labels))
+
+
+def train(state=None, save=lambda state, metrics: None, options=OPTIONS, log=lambda row: None, stream=stream):
+    model = Toy()
+    fit(model, stream, validate, options, steps_per_epoch=STEPS, device=CPU, state=state, save=save, log=log)
+    return model
+
+
+def copy(state):
+    return torch.utils._pytree.tree_map(lambda value: value.clone() if torch.is_tensor(value) else value, state)
+
+
+def test_loss_falls():
+    rows = []
+    train(log=rows.append, options=TrainConfig(epochs=20, optim=OptimConfig(lr=0.05), log_steps=1))
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_a_run_continued_from_any_checkpoint_equals_the_uninterrupted_one_bit_for_bit():
+    states = []
+    options = TrainConfig(**{**OPTIONS.__dict__, "checkpoint_steps": 2})
+    whole = train(save=lambda state, metrics: states.append(copy(state)), options=options)
+    assert [state["step"] for state in states] == [2, 3, 4, 6, 8, 9, 10, 12]  # every 2 steps, and at epoch ends
+    for state in states[:-1]:
+        continued = train(state=state, options=options)
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), continued.parameters(), strict=True))
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch():
+    def one_step(micro):
+        @contextlib.contextmanager
+        def single(start):
+            whole = batch_number(1, micro=1)
+            inputs, labels = whole.micro[0]
+            cuts = [slice(i * 8 // micro, (i + 1) * 8 // micro) for i in range(micro)]
+            parts = [MicroBatch({name: x[cut] for name, x in inputs.items()}, labels[cut]) for cut in cuts]
+            yield iter([(Batch(tuple(parts), 8), Position())])
+
+        model = Toy()
+        model.dropout.p = 0.0
+        options = TrainConfig(epochs=1, optim=OptimConfig(lr=0.05, clip_norm=0))
+        fit(model, single, validate, options, steps_per_epoch=1, device=CPU, save=lambda s, m: None)
+        return model.linear.weight.grad
+
+    assert torch.allclose(one_step(1), one_step(4), atol=1e-7)
+
+
+def test_validation_and_metrics_are_saved_at_every_epoch_end():
+    saved = []
+    train(save=lambda state, metrics: saved.append(metrics))
+    assert [metrics["epoch"] for metrics in saved] == [1, 2, 3, 4]
+    assert all(metrics["val_jets"] == 64 and 0 <= metrics["val_accuracy"] <= 1 for metrics in saved)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    @contextlib.contextmanager
+    def broken(start):
+        yield iter([(batch_number(0, scale=float("nan")), Position())])
+
+    with pytest.raises(InputError, match="training loss became nan in the steps before step 1"):
+        train(stream=broken)
