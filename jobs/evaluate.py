@@ -1,9 +1,29 @@
 """Score jets: ROOT or JetClass-II Parquet in; one Parquet file with scores and latent per jet out, in input order.
 
-    python jobs/evaluate.py runs/demo input='more/*.root' output=scores.parquet
-    python jobs/evaluate.py runs/demo/model.onnx input=jets.parquet output=scores.parquet
+    python jobs/evaluate.py runs/demo            input='more/*.root' output=scores.parquet
+    python jobs/evaluate.py runs/demo/model.onnx input=jets.parquet  output=scores.parquet
 
-Jets outside the data YAML's selection, and jets that fail the checks, have no row; both are counted.
+Jets outside the selection of the model's data YAML have no row; they are counted. Class names stand in the model file.
 """
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from jetfoundry import cli, files, ray_session, runs
+from jetfoundry.downstream.score_files import ScoreConfig, score_files
+from jetfoundry.evaluate.tables import terminal_table
+
+
+def main(options: ScoreConfig) -> int:
+    with ray_session.session(options.ray.address, options.ray.num_cpus, options.ray.object_store_gb):
+        figures = score_files(options)
+    summary = Path(options.output).with_suffix(".summary.json")
+    files.write_json(summary, {**figures, "provenance": runs.provenance()})
+    print(terminal_table([{"what": name, "value": value} for name, value in figures.items()]))
+    return cli.EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, ScoreConfig, usage=__doc__, file_key="model"))

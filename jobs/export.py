@@ -11,10 +11,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jetfoundry.data.shards import open_shards, read_row_group
 from jetfoundry.models.export import check_onnx, export_onnx
 
 from jetfoundry import cli, config, files, runs
+from jetfoundry.data.shards import open_shards, read_row_group
 from jetfoundry.downstream.export import ExportConfig, padded_batches
 from jetfoundry.downstream.reporting import result_table, write_report
 from jetfoundry.evaluate.tables import terminal_table

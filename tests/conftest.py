@@ -76,6 +76,37 @@ def real_table(shared: Path) -> pa.Table:
 
 
 @pytest.fixture(scope="session")
+def make_jets() -> Callable[..., pa.Table]:
+    """`make_jets(n, seed=0, label=None)`: n made-up jets with all 54 columns, 1-5 constituents, jet_label 0, 1, 2, …"""
+    return _make_jets
+
+
+def _make_jets(jets: int, seed: int = 0, label: int | None = None) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    low = {"part": 1, "genpart": 0, "aux_genpart": 1}
+    offsets = {g: np.concatenate([[0], np.cumsum(rng.integers(low[g], 6, jets))]) for g in schema.LISTS}
+    columns = []
+    for column in schema.COLUMNS:
+        at = offsets[schema.column_group(column.name)] if column.jagged else np.array([jets])
+        values = rng.normal(size=at[-1]).astype(np.float32)
+        if column.kind != "float32":
+            values = rng.integers(0, 2, at[-1]).astype(column.kind)
+        if column.name == "jet_pt":
+            values = rng.uniform(200, 2500, jets).astype(np.float32)
+        elif column.name == "jet_sdmass":
+            values = rng.uniform(20, 500, jets).astype(np.float32)
+        elif column.name == "jet_nparticles":
+            values = np.diff(offsets["part"]).astype(np.int32)
+        elif column.name == "jet_label":
+            values = (np.arange(jets, dtype=np.int32) % 188) if label is None else np.full(jets, label, np.int32)
+        array = pa.array(values)
+        if column.jagged:
+            array = pa.ListArray.from_arrays(pa.array(at, pa.int32()), array, type=column.arrow_type)
+        columns.append(array)
+    return pa.table(columns, schema=schema.arrow_schema())
+
+
+@pytest.fixture(scope="session")
 def write_root() -> WriteRoot:
     """`write_root(path, table)`: write jets as TTree, RNTuple or Parquet, see `_write_root`."""
     return _write_root
@@ -196,6 +227,7 @@ def toy_shards(toy_jets: Callable[..., pa.Table]) -> Callable[..., Path]:
             digests.append(record["sha256"])
         manifest = {
             "format": shards.FORMAT,
+            "sample": "toy",
             "hash": shards.content_hash(digests),
             "row_group": row_group,
             "splits": parts,

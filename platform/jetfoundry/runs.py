@@ -6,8 +6,10 @@ refused with the keys that differ, because results of two configurations must no
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -21,7 +23,7 @@ import yaml
 from jetfoundry import config, files
 from jetfoundry.errors import CheckpointError
 
-__all__ = ["git_commit", "open_run", "provenance", "write_summary"]
+__all__ = ["git_commit", "open_run", "provenance", "read_metrics", "write_summary"]
 
 _PACKAGES = (
     "jetfoundry", "torch", "ray", "pyarrow", "awkward", "uproot", "numpy", "scikit-learn",
@@ -96,3 +98,13 @@ def write_summary(folder: str | Path, **figures: Any) -> Path:
     path = Path(folder) / "summary.json"
     files.write_json(path, {**figures, "provenance": provenance()})
     return path
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """All whole rows of a `metrics.jsonl`; a row that a killed process left half-written is passed over."""
+    rows = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+    return rows

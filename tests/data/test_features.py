@@ -8,9 +8,11 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from jetfoundry.data import functions
 from jetfoundry.data.features import load_data_config
 from jetfoundry.errors import ConfigError, FormulaError, InputError
 from jetfoundry.labels import CLASSES, GROUP_WEIGHTS, GROUPS
+from jetfoundry.schema import arrow_schema
 
 OURS = Path(__file__).resolve().parents[2] / "datasets" / "jetclass2.yaml"
 
@@ -204,17 +206,246 @@ def test_jet_label_alone_means_the_188_classes_and_a_caller_can_ask_for_another_
 
 
 def test_class_numbers_outside_the_188_name_the_rows() -> None:
-    table = TABLE.set_column(4, "jet_label", pa.array([0, 188, -1, 0], pa.int32()))
-    with pytest.raises(InputError, match=r"class numbers outside 0…187 in 2 jets \(rows 1, 2\)"):
-        load_data_config(MINIMAL).apply(table, training=True)
+    for label in (pa.array([0, 188, -1, 0], pa.int32()), pa.array([0, np.nan, -1, 0], pa.float32())):
+        with pytest.raises(InputError, match=r"class numbers outside 0…187 in 2 jets \(rows 1, 2\)"):
+            load_data_config(MINIMAL).apply(TABLE.set_column(4, "jet_label", label), training=True)
 
 
 def simple(*value: str) -> dict[str, Any]:
-    return config(labels={"type": "simple", "value": list(value)}, new_variables={"first": "jet_label == 0"})
+    new = MINIMAL["new_variables"] | {"light": "jet_label == 187"}
+    return config(labels={"type": "simple", "value": list(value)}, new_variables=new)
 
 
 def test_simple_labels_are_the_position_of_the_one_true_column() -> None:
-    data = load_data_config(simple("first", "jet_label == 1", "jet_label > 1") | with_input(vars=["part_px"]) | {
-        "labels": {"type": "simple", "value": ["first", "jet_label == 1", "jet_label > 1"]}, "new_variables": {"first": "jet_label == 0"}})
-    assert data.apply(TABLE, training=True).labels.tolist() == [0, 1, 2, 2]
-    assert data.classes == ("first", "jet_label == 1", "jet_label > 1")
+    data = load_data_config(simple("jet_label == 0", "light", "(jet_label > 0) & (jet_label < 187)"))
+    assert data.apply(TABLE, training=True).labels.tolist() == [0, 2, 2, 1]
+    assert data.classes[:2] == ("jet_label == 0", "light")
+
+
+def test_in_training_a_jet_must_belong_to_exactly_one_class() -> None:
+    data = load_data_config(simple("jet_label > 0", "light"))
+    message = r"no class for 1 jet \(rows 0\) and several classes for 1 jet \(rows 3\); wanted exactly one of"
+    with pytest.raises(InputError, match=message):
+        data.apply(TABLE, training=True)
+    assert data.apply(TABLE, training=False).labels.tolist() == [-1, 0, 0, -1]
+
+
+def test_custom_labels_are_targets_of_a_regression() -> None:
+    data = load_data_config(config(labels={"type": "custom", "value": {"mass": "np.log(jet_sdmass)", "pt": "jet_pt"}}))
+    features = data.apply(TABLE, training=True)
+    np.testing.assert_allclose(features.targets["mass"], np.log([1, 2, 3, 4]), rtol=1e-6)
+    assert list(features.targets) == ["mass", "pt"]
+    assert features.labels.tolist() == [-1] * 4
+    assert data.num_classes == 0
+
+
+def test_columns_are_exactly_what_is_needed() -> None:
+    data = load_data_config(config(weights=WEIGHTS | {"reweight_vars": {"genjet_pt": [0, 1], "jet_pt": [0, 1]}}))
+    assert data.columns == ("genjet_pt", "jet_label", "jet_pt", "part_energy", "part_px")
+    unused = load_data_config(config(new_variables=MINIMAL["new_variables"] | {"unused": "genpart_pid * 2"}))
+    assert "genpart_pid" not in unused.columns
+
+
+def test_new_variables_may_build_on_each_other_in_any_order() -> None:
+    new = {"b": "a + 1", "c": "b * a", "a": "jet_pt / 10", "jet_pt": "jet_pt"}
+    features = load_data_config(config(new_variables=new, observers=["c"], inputs=PLAIN)).apply(TABLE, training=False)
+    assert features.observers["c"].tolist() == [2, 6, 12, 20]
+
+
+def test_a_constant_new_variable_has_one_value_per_jet() -> None:
+    data = load_data_config(config(new_variables={"one": 1}, observers=["one"], inputs=PLAIN))
+    assert data.apply(TABLE, training=False).observers["one"].tolist() == [1, 1, 1, 1]
+
+
+PLAIN: dict[str, Any] = {"pf_features": {"length": 4, "vars": ["part_px"]}}
+WEIGHTS: dict[str, Any] = {
+    "reweight_method": "flat",
+    "reweight_vars": {"jet_pt": [200, 300], "jet_sdmass": [20, 30, 40]},
+    "reweight_classes": ["jet_label"],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"selections": "jet_pt > 1"}, "data config: unknown section 'selections'; nearest: selection"),
+        ({"new_variables": {"part_pt": "np.hypott(part_px, part_py)"}},
+         r"new_variables.part_pt: formula 'np.hypott\(.*\)': unknown function 'np.hypott'; nearest: hypot"),
+        ({"new_variables": {"part_pt": "np.hypot(part_px, part_pyy)"}},
+         "formula .*: unknown name 'part_pyy'; nearest: part_py"),
+        ({"new_variables": {"own": "np.hypot(part_px, part_py)"}, "selection": "owm > 1"}, "nearest: own"),
+        ({"new_variables": {"x": '__import__("os")'}}, "new_variables.x: .*unknown function '__import__'"),
+        ({"new_variables": {"x": "part_px.__class__"}}, "not part of the formula language"),
+        ({"new_variables": {"x": "y + 1", "y": "z", "z": "x"}}, "needs itself: x -> y -> z -> x"),
+        ({"new_variables": {"x": None}}, "new_variables.x: wanted a formula, got nothing"),
+        ({"new_variables": ["x"]}, "new_variables: wanted a mapping"),
+        ({"selection": "jet_ptt > 1"}, "selection: formula 'jet_ptt > 1': unknown name 'jet_ptt'; nearest: jet_pt"),
+        ({"selection": ["jet_pt > 1"]}, "selection: wanted a formula"),
+        ({"observers": ["jet_ptt"]}, "observers: unknown variable 'jet_ptt'; nearest: jet_pt"),
+        ({"observers": "jet_pt"}, "observers: wanted a list of names"),
+        ({"monitor_variables": ["jet_pt"]}, "monitor_variables: weaver takes either"),
+        ({"bucketing": {"var": "jet_pt"}}, "bucketing: this section of weaver is not supported"),
+        ({"preprocess": {"method": "auto"}}, "method 'auto' is not supported"),
+        ({"preprocess": {"metod": "manual"}}, "preprocess: unknown key 'metod'; nearest: method"),
+        ({"inputs": None}, "inputs: wanted a mapping"),
+        ({"inputs": {"pf": {"lenght": 4, "vars": ["part_px"]}}}, "inputs.pf: unknown key 'lenght'; nearest: length"),
+        ({"inputs": {"pf": {"length": 0, "vars": ["part_px"]}}}, "inputs.pf.length: wanted a whole number above 0"),
+        ({"inputs": {"pf": {"length": 4, "pad_mode": "zero", "vars": ["part_px"]}}}, "wanted constant or wrap"),
+        ({"inputs": {"pf_mask": {"length": 4, "pad_mode": "wrap", "vars": ["part_px"]}}}, "wanted constant"),
+        ({"inputs": {"pf": {"length": 4, "vars": []}}}, "inputs.pf.vars: wanted a list of variables"),
+        ({"inputs": {"pf": {"length": 4, "vars": ["part_ptx"]}}}, "inputs.pf.vars: unknown variable 'part_ptx'"),
+        ({"inputs": {"pf": {"length": 4, "vars": [["part_px", "a"]]}}}, "part_px: wanted a number, got 'a'"),
+        ({"inputs": {"pf": {"length": 4, "vars": [["part_px", 0, 1, 5, -5]]}}}, "nothing is in between"),
+        ({"inputs": {"pf": {"length": 4, "vars": [["part_px", 0, 1, 2, 3, 4, 5]]}}}, "at most 6 entries"),
+        ({"inputs": {"pf": {"length": 4, "vars": [{"name": "part_px", "shift": 1}]}}}, "unknown key 'shift'"),
+        ({"inputs": {"pf": {"length": 4, "vars": [{"name": "part_px", "clip": 1}]}}}, r"wanted \[low, high\]"),
+        ({"inputs": {"pf": {"length": 4, "vars": [[1]]}}}, "wanted a name"),
+        ({"labels": None}, "labels.type: wanted simple or custom"),
+        ({"labels": {"type": "simpel", "value": ["jet_label"]}}, "wanted simple or custom"),
+        ({"labels": {"type": "simple", "value": {"a": "jet_label"}}}, "wants a list of 0-1 columns"),
+        ({"labels": {"type": "custom", "value": ["jet_label"]}}, "wants a mapping"),
+        ({"labels": {"scheme": "sophon88"}}, "labels.scheme: unknown label scheme 'sophon88'; nearest: sophon188"),
+        ({"labels": {"type": "simple", "value": ["jet_label"], "scheme": "sophon188"}}, "type simple has 0-1 columns"),
+        ({"weights": {"reweight": "flat"}}, "weights: unknown key 'reweight'; nearest: reweight"),
+        ({"weights": WEIGHTS | {"reweight_method": "falt"}}, "reweight_method: wanted flat or ref"),
+        ({"weights": WEIGHTS | {"reweight_classes": ["X_QQQ"]}}, "weights: unknown variable 'X_QQQ'"),
+        ({"weights": WEIGHTS | {"class_weights": [1, 2]}}, "one number above 0 for each of the 1"),
+        ({"weights": WEIGHTS | {"reweight_vars": {"jet_pt": [1, 2]}}}, "wanted two variables"),
+        ({"weights": WEIGHTS | {"reweight_vars": {"jet_pt": [2, 1], "jet_eta": [0, 1]}}}, "in rising order"),
+        ({"weights": WEIGHTS | {"reweight_threshold": 101}}, "wanted a percentile"),
+        ({"weights": WEIGHTS | {"reweight_hists": {"jet_label": [[1, 2, 3]]}}}, "wanted 1 rows of 2 numbers"),
+    ],
+)  # fmt: skip
+def test_a_wrong_entry_is_named_when_the_yaml_is_loaded(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_data_config(MINIMAL | changes)
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(config(selection="jet_ptt > 1")), encoding="utf-8")
+    with pytest.raises(FormulaError, match=r"mine\.yaml: selection: formula 'jet_ptt > 1': unknown name 'jet_ptt'"):
+        load_data_config(path)
+
+
+def test_without_known_columns_the_data_decide_what_exists() -> None:
+    data = load_data_config(config(observers=["jet_ptt"]), known=None)
+    with pytest.raises(InputError, match="the data have no column 'jet_ptt'; nearest: jet_pt"):
+        data.apply(TABLE, training=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (["part_px", "jet_pt"], r"inputs.pf_features: jet_pt has one value per jet; .* jet_pt \* ak.ones_like"),
+        (["part_px", "genpart_pid"], "genpart_pid and part_px have different numbers of particles"),
+    ],
+)
+def test_variables_of_one_input_must_have_the_same_particles(variables: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_data_config(with_input(vars=variables)).apply(TABLE, training=True)
+
+
+def test_a_selection_per_particle_is_refused() -> None:
+    with pytest.raises(FormulaError, match="selection: formula 'part_px > 1': gives one value per particle"):
+        load_data_config(config(selection="part_px > 1")).apply(TABLE, training=True)
+
+
+@pytest.mark.parametrize("selection", ["np.stack([jet_pt, jet_sdmass], axis=1) > 1", "first_two(jet_pt) > 0"])
+def test_a_formula_of_another_shape_is_refused(selection: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(functions.FUNCTIONS, "first_two", functions.Function(lambda x: x[:2]))
+    with pytest.raises(FormulaError, match=r"gives values of shape \(.*\), wanted one for each of 4 jets"):
+        load_data_config(config(selection=selection)).apply(TABLE, training=True)
+
+
+def test_all_inputs_padded_at_once_are_those_padded_one_by_one() -> None:
+    features = load_data_config(OURS).apply(real_like(), training=True)
+    together = features.pad_all([2, 0])
+    assert list(together) == ["pf_points", "pf_features", "pf_vectors", "pf_mask"]
+    for name, padded in together.items():
+        np.testing.assert_array_equal(padded, features.pad(name, [2, 0]))
+    assert features.pad_all([1], length=5)["pf_mask"].tolist() == [[[1, 1, 0, 0, 0]]]
+
+
+def real_like() -> pa.Table:
+    """Three jets of 3, 2 and 1 particles with all columns that our YAML needs, in their right types."""
+    lists = [[1, 2, 3], [1, 2], [1]]
+    values = {"jet_pt": 500, "jet_energy": 600, "jet_sdmass": 80, "jet_label": 5}
+    fields = [arrow_schema().field(name) for name in load_data_config(OURS).columns]
+    arrays = [pa.array(lists if pa.types.is_list(f.type) else [values.get(f.name, 1)] * 3) for f in fields]
+    return pa.table({f.name: a.cast(f.type) for f, a in zip(fields, arrays, strict=True)})
+
+
+def test_our_yaml_has_sophons_inputs_classes_and_sampling_groups() -> None:
+    data = load_data_config(OURS)
+    assert {name: len(group.vars) for name, group in data.inputs.items()} == {
+        "pf_points": 2, "pf_features": 17, "pf_vectors": 4, "pf_mask": 1,
+    }  # fmt: skip
+    assert {group.length for group in data.inputs.values()} == {128}
+    assert data.classes == CLASSES
+    assert len(data.observers) == 10
+    weights = data.weights
+    assert weights is not None
+    assert dict(zip(weights.classes, weights.class_weights, strict=True)) == GROUP_WEIGHTS
+    assert [len(edges) for edges in weights.vars.values()] == [15, 49]
+
+
+def test_the_groups_of_our_yaml_hold_the_classes_of_the_label_table() -> None:
+    inputs = {"jet": {"length": None, "vars": ["jet_label"]}}
+    tree = yaml.safe_load(OURS.read_text(encoding="utf-8"))
+    tree |= {"inputs": inputs, "selection": None, "observers": list(GROUPS)}
+    every_class = pa.table({"jet_label": pa.array(range(188), pa.int32())})
+    observers = load_data_config(tree).apply(every_class, training=False).observers
+    assert {name: tuple(np.flatnonzero(observers[name])) for name in GROUPS} == GROUPS
+
+
+def test_a_public_yaml_of_weavers_shape_is_read_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "jetclass.yaml"
+    path.write_text(PUBLIC, encoding="utf-8")
+    columns = {"part_px", "part_py", "part_energy", "part_deta", "part_d0err", "jet_pt", "label_QCD", "label_Hbb"}
+    data = load_data_config(path, known=columns)
+    assert data.columns == tuple(sorted(columns))
+    assert data.classes == ("label_QCD", "label_Hbb")
+    assert data.inputs["pf_features"].variables[2].high == 1
+    assert data.weights is None
+
+
+# The layout of published files: three-space indentation, comments, empty sections.
+PUBLIC = """
+selection:
+   ### use `&`, `|`, `~` for logical operations on numpy arrays
+new_variables:
+   ### [format] name: formula
+   part_mask: ak.ones_like(part_energy)
+   part_pt: np.hypot(part_px, part_py)
+   part_logptrel: np.log(part_pt/jet_pt)
+   part_isCHad: (np.abs(part_deta)==211) + (np.abs(part_deta)==321)*0.5
+preprocess:
+  method: manual
+  data_fraction:
+inputs:
+   pf_points:
+      length: 128
+      pad_mode: wrap
+      vars:
+         - [part_deta, null]
+   pf_features:
+      length: 128
+      pad_mode: wrap
+      vars:
+         - [part_logptrel, -4.7, 0.7]
+         - part_isCHad
+         - [part_d0err, 0, 1, 0, 1]
+   pf_mask:
+      length: 128
+      vars:
+         - part_mask
+labels:
+   type: simple
+   value: [
+      label_QCD, label_Hbb,
+      ]
+observers:
+   - jet_pt
+weights:
+"""

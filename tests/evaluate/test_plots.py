@@ -74,7 +74,7 @@ def test_learning_curves_take_what_each_row_has():
 
 
 def test_roc_is_dotted_where_fewer_than_ten_background_jets_survive():
-    solid, dotted, _ = plots.roc({"tagger": curve(2000)}).axes[0].lines
+    solid, dotted = plots.roc({"tagger": curve(2000)}).axes[0].lines
     assert dotted.get_linestyle() == ":"
     assert solid.get_ydata().min() >= 10 / 1000 > dotted.get_ydata().max()
 

@@ -74,7 +74,7 @@ def test_pictures_are_shown_in_their_printed_size():
 
 
 def test_something_else_than_png_is_refused():
-    with pytest.raises(InputError, match="figure 'A plot.': wanted PNG bytes"):
+    with pytest.raises(InputError, match=r"figure 'A plot\.': wanted PNG bytes"):
         render("t", "", [Section("s", "", None, [("A plot.", b"<svg/>")])], {})
 
 
@@ -91,7 +91,7 @@ def test_a_full_run_folder_gives_all_sections(tmp_path):
     runs.write_summary(tmp_path, evaluation=evaluation, training={"jets_per_s": 1234.0}, manifest_hash="f00d")
     rows = [{"step": 1, "epoch": 0.5, "loss": 3.0}, {"step": 2, "epoch": 1.0, "val_loss": 2.0, "val_accuracy": 0.1}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "config.yaml").write_text("train:\n  epochs: 7\n")
+    (tmp_path / "config.yaml").write_text("train:\n  epochs: 7\n  steps_per_epoch: 10240\n")
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "roc.png").write_bytes(PICTURE)
     text = build_report(tmp_path, [Section("Mine", "first")], "simulated (Pythia 8)").read_text(encoding="utf-8")
@@ -102,7 +102,13 @@ def test_a_full_run_folder_gives_all_sections(tmp_path):
         "Figures", "Configuration", "Where these figures come from",
     ]  # fmt: skip
     assert page.tags.count("img") == 2
-    for wanted in ("simulated (Pythia 8)", "training.jets_per_s", "train.epochs", "lower and further right is better"):
+    for wanted in (
+        "simulated (Pythia 8)",
+        "training.jets_per_s",
+        "train.epochs",
+        "10240",
+        "lower and further right is better",
+    ):
         assert wanted in page.text
     for wanted in ("f00d", "git_commit", "versions.numpy"):
         assert wanted in page.text.split("Where these figures come from")[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import numpy.typing as npt
 import torch
 
 __all__ = ["Batch", "MicroBatch", "Position"]
@@ -32,4 +31,4 @@ class Batch:
 
     micro: tuple[MicroBatch, ...]
     size: int
-    observers: dict[str, npt.NDArray[Any]] = dataclasses.field(default_factory=dict)
+    observers: dict[str, Any] = dataclasses.field(default_factory=dict)

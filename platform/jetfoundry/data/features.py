@@ -24,12 +24,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from jetfoundry.data import data_config_reader
+from jetfoundry.data.block import Block
 from jetfoundry.data.data_config import KNOWN_COLUMNS, InputGroup, InputVariable, Sections
-from jetfoundry.data.expressions import Formula, evaluate
-from jetfoundry.data.jagged import Array, Column, Jagged, from_arrow, same_offsets, segments
-from jetfoundry.errors import ConfigError, InputError, nearest
+from jetfoundry.data.jagged import Array, Column, Jagged, same_offsets, segments
+from jetfoundry.errors import ConfigError, InputError
 
 __all__ = ["DataConfig", "Features", "FlatInput", "load_data_config"]
+
+_PIECE = 8192  # particles; 17 variables of a piece take half a megabyte
 
 
 def load_data_config(
@@ -58,20 +60,18 @@ class FlatInput:
         """(F, N): standardised, clipped, cut to `length`, all jets one after the other."""
         return self.particles[:-1].T
 
-    def pad(self, jets: npt.NDArray[np.int64], length: int | None) -> npt.NDArray[np.float32]:
+    def source(self, jets: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
+        """Rows of `particles` that fill the slots of these jets, (b, width)."""
         starts, counts = self.offsets[jets], self.offsets[jets + 1] - self.offsets[jets]
-        if self.group.length is None:
-            return self.particles[starts]
-        width = max(1, int(counts.max(initial=0))) if length is None else length
-        slots = np.arange(width)
+        slots, padding = np.arange(width), len(self.particles) - 1
         if self.group.pad_mode == "wrap":
-            source = starts[:, None] + slots % np.maximum(counts, 1)[:, None]
-            filled = (counts > 0)[:, None]
-        else:
-            source = starts[:, None] + slots
-            filled = slots < counts[:, None]
-        gathered = self.particles.take(np.where(filled, source, len(self.particles) - 1), axis=0)  # (b, P, F)
-        return np.ascontiguousarray(gathered.transpose(0, 2, 1))
+            wrapped = starts[:, None] + slots % np.maximum(counts, 1)[:, None]
+            return np.where((counts > 0)[:, None], wrapped, padding)
+        return np.where(slots < counts[:, None], starts[:, None] + slots, padding)
+
+    def gather(self, source: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """(b, F, P) of `source` (b, P)."""
+        return np.ascontiguousarray(self.particles.take(source, axis=0).transpose(0, 2, 1))
 
     def take(self, jets: npt.NDArray[np.int64]) -> FlatInput:
         where, offsets = segments(self.offsets, jets)
@@ -105,7 +105,27 @@ class Features:
         P = `length`, else the longest of these jets (at least 1). Longer jets are cut. An input of jet quantities
         (`length: null` in the YAML) has no particles: (b, F).
         """
-        return self.inputs[name].pad(np.asarray(jets, dtype=np.int64), length)
+        return self._pad([name], jets, length)[name]
+
+    def pad_all(self, jets: npt.ArrayLike, length: int | None = None) -> dict[str, npt.NDArray[np.float32]]:
+        """All inputs of these jets, as `pad` gives them one by one; the work that they share is done once."""
+        return self._pad(self.inputs, jets, length)
+
+    def _pad(self, names: Iterable[str], jets: npt.ArrayLike, length: int | None) -> dict[str, npt.NDArray[np.float32]]:
+        chosen = np.asarray(jets, dtype=np.int64)
+        sources: dict[tuple[int, str], npt.NDArray[np.int64]] = {}
+        padded = {}
+        for name in names:
+            flat = self.inputs[name]
+            if flat.group.length is None:
+                padded[name] = flat.particles[chosen]
+                continue
+            key = (id(flat.offsets), flat.group.pad_mode)
+            if key not in sources:
+                longest = int((flat.offsets[chosen + 1] - flat.offsets[chosen]).max(initial=1))
+                sources[key] = flat.source(chosen, longest if length is None else length)
+            padded[name] = flat.gather(sources[key])
+        return padded
 
     def take(self, jets: npt.ArrayLike) -> Features:
         """The given jets (indices into this block), in that order. `nonfinite` stays that of the whole block."""
@@ -132,11 +152,12 @@ class DataConfig(Sections):
         along; else `test_time_selection` (if there is one) decides, such jets get label -1, and observers are carried.
         A block without selected jets gives features with B' = 0. Raises InputError or FormulaError.
         """
-        everything = _Block(self, table)
+        everything = Block(self, table)
         labels, targets, rows = self._labels(everything, self._selected(everything, training), training)
-        block = everything if len(rows) == table.num_rows else _Block(self, table, rows)
-        nonfinite: dict[str, int] = {}
-        inputs = {name: _flat_input(block, group, nonfinite) for name, group in self.inputs.items()}
+        block = everything if len(rows) == table.num_rows else Block(self, table, rows)
+        nonfinite: dict[tuple[str, str], int] = {}
+        with np.errstate(all="ignore"):  # what becomes infinite or NaN is counted
+            inputs = {name: _flat_input(block, group, nonfinite) for name, group in self.inputs.items()}
         main = max(inputs.values(), key=lambda flat: flat.offsets[-1])
         carried = self.monitor_variables if training else (*self.observers, *self.monitor_variables)
         return Features(
@@ -146,17 +167,17 @@ class DataConfig(Sections):
             labels=labels,
             targets=targets,
             observers={name: block.column(name) for name in carried},
-            nonfinite=nonfinite,
+            nonfinite={variable: count for (_, variable), count in nonfinite.items()},
         )
 
-    def _selected(self, block: _Block, training: bool) -> npt.NDArray[np.int64]:
+    def _selected(self, block: Block, training: bool) -> npt.NDArray[np.int64]:
         formula = self.selection if training or self.test_time_selection is None else self.test_time_selection
         if formula is None:
             return np.arange(block.jets)
         return np.flatnonzero(block.per_jet(formula).astype(bool))
 
     def _labels(
-        self, block: _Block, rows: npt.NDArray[np.int64], training: bool
+        self, block: Block, rows: npt.NDArray[np.int64], training: bool
     ) -> tuple[npt.NDArray[np.int64], dict[str, Array], npt.NDArray[np.int64]]:
         """Labels and targets of the selected rows, and the rows that a label scheme keeps of them."""
         values = {name: block.per_jet(formula)[rows] for name, formula in self.labels.formulas.items()}
@@ -170,11 +191,10 @@ class DataConfig(Sections):
         if self.labels.scheme is None:
             labels = first.astype(np.int64) if first.dtype.kind in "iub" else np.full(len(rows), -1)
             return labels, values, rows
-        outside = rows[(first < 0) | (first >= len(self.labels.scheme.table))]
+        last = len(self.labels.scheme.table) - 1
+        outside = rows[~((first >= 0) & (first <= last))]
         if len(outside):
-            msg = (
-                f"{self.where}: labels: class numbers outside 0…{len(self.labels.scheme.table) - 1} in {_some(outside)}"
-            )
+            msg = f"{self.where}: labels: class numbers outside 0…{last} in {_some(outside)}"
             raise InputError(msg)
         labels = self.labels.scheme.apply(first)
         kept = labels >= 0
@@ -193,79 +213,33 @@ def _some(rows: npt.NDArray[np.int64]) -> str:
     return f"{len(rows)} jet{'s' if len(rows) > 1 else ''} (rows {shown})"
 
 
-class _Block:
-    """Columns and new variables of one table, each computed when first asked for."""
-
-    def __init__(self, config: DataConfig, table: pa.Table, rows: npt.NDArray[np.int64] | None = None) -> None:
-        self.config, self.table, self.rows = config, table, rows
-        self.jets = table.num_rows if rows is None else len(rows)
-        self.done: dict[str, Column] = {}
-        self.layouts: list[tuple[Array, Array | None, Array]] = []  # stored offsets, values to take, their offsets
-
-    def compute(self, names: Iterable[str]) -> None:
-        """Make `names`, and what they need, available in `done`."""
-        for name in self.config.needed(names):
-            if name in self.done:
-                continue
-            formula = self.config.formulas.get(name)
-            self.done[name] = self._stored(name) if formula is None else self.value(formula)
-
-    def column(self, name: str) -> Column:
-        self.compute([name])
-        return self.done[name]
-
-    def value(self, formula: Formula) -> Column:
-        """A formula's value for this block; a constant is repeated for every jet."""
-        self.compute(formula.names)
-        value = evaluate(formula, self.done)
-        return value if isinstance(value, Jagged) or value.ndim else np.full(self.jets, value)
-
-    def per_jet(self, formula: Formula) -> Array:
-        value = self.value(formula)
-        if isinstance(value, Jagged):
-            formula.fail("gives one value per particle, wanted one per jet; e.g. ak.any(…, axis=1)")
-        return value
-
-    def _stored(self, name: str) -> Column:
-        if name not in self.table.column_names:
-            msg = f"{self.config.where}: the data have no column {name!r}; {nearest(name, self.table.column_names)}"
-            raise InputError(msg)
-        column = from_arrow(self.table[name], name)
-        if not isinstance(column, Jagged):
-            return column if self.rows is None else column[self.rows]
-        where, offsets = self._layout(column)
-        return Jagged(column.values if where is None else column.values[where], offsets)
-
-    def _layout(self, column: Jagged) -> tuple[Array | None, Array]:
-        """Where the selected jets' values lie, worked out once for all columns with the same list lengths."""
-        for stored, where, offsets in self.layouts:
-            if np.array_equal(column.offsets, stored):
-                return where, offsets
-        where, offsets = (None, column.offsets) if self.rows is None else segments(column.offsets, self.rows)
-        self.layouts.append((column.offsets, where, offsets))
-        return where, offsets
-
-
-def _flat_input(block: _Block, group: InputGroup, nonfinite: dict[str, int]) -> FlatInput:
+def _flat_input(block: Block, group: InputGroup, nonfinite: dict[tuple[str, str], int]) -> FlatInput:
+    """Steps 3 and 4 for one input, piece by piece: a piece is computed variable by variable and stored particle by
+    particle while it is in the cache."""
     columns = [block.column(name) for name in group.vars]
     offsets, where = _layout(block, group, columns)
     total = int(offsets[-1])
-    rows = np.empty((len(columns), total), np.float32)
-    for row, column, variable in zip(rows, columns, group.variables, strict=True):
-        values = column.values if isinstance(column, Jagged) else column
-        row[:] = values if where is None else values[where]
-        bad = _standardise(row, variable)
-        if bad:
-            nonfinite[variable.name] = bad
-    particles = np.empty((total + 1, len(columns)), np.float32)
-    particles[:-1] = rows.T
+    flat = [column.values if isinstance(column, Jagged) else column for column in columns]
+    if where is not None:
+        flat = [values[where] for values in flat]
+    particles = np.empty((total + 1, len(flat)), np.float32)
+    buffer = np.empty((len(flat), _PIECE), np.float32)
+    for begin in range(0, total, _PIECE):
+        end = min(begin + _PIECE, total)
+        rows = buffer[:, : end - begin]
+        for row, values, variable in zip(rows, flat, group.variables, strict=True):
+            row[:] = values[begin:end]
+            bad = _standardise(row, variable)
+            if bad:
+                nonfinite[group.name, variable.name] = nonfinite.get((group.name, variable.name), 0) + bad
+        particles[begin:end] = rows.T
     # weaver fills jets without particles with 0 where it wraps
     particles[-1] = 0 if group.pad_mode == "wrap" else [variable.pad for variable in group.variables]
     return FlatInput(particles, offsets, group)
 
 
 def _layout(
-    block: _Block, group: InputGroup, columns: list[Column]
+    block: Block, group: InputGroup, columns: list[Column]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
     """Offsets of an input cut to its length, and which flat values remain (None = all)."""
     jagged = [column for column in columns if isinstance(column, Jagged)]
@@ -285,11 +259,7 @@ def _layout(
             continue
         msg = f"{block.config.where}: inputs.{group.name}: {reason}"
         raise ConfigError(msg)
-    offsets = jagged[0].offsets
-    if not (jagged[0].counts > group.length).any():
-        return offsets, None
-    where, cut = segments(offsets, np.arange(block.jets), group.length)
-    return cut, where
+    return block.cut(jagged[0], group.length)
 
 
 def _standardise(row: npt.NDArray[np.float32], variable: InputVariable) -> int:

@@ -151,7 +151,7 @@ def _reduction(name: str) -> Callable[..., Array]:
 
 
 def _stack(parts: Any, axis: Any = 0) -> Array:
-    if axis != 1 or not isinstance(parts, list) or not all(np.ndim(part) == 1 for part in parts):
+    if axis != 1 or not isinstance(parts, list) or not all(getattr(part, "ndim", 0) == 1 for part in parts):
         msg = "stack: wanted np.stack([a, b, …], axis=1) of quantities with one value per jet"
         raise FormulaError(msg)
     return np.stack(parts, axis=1)

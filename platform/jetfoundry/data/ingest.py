@@ -26,9 +26,9 @@ from jetfoundry.data.inventory import SetAsideFile, expand, take_inventory
 from jetfoundry.data.plan import SPLITS, Plan, ShardConfig, make_plan, matching_plan
 from jetfoundry.data.root import jet_schema
 from jetfoundry.data.unit import convert_unit
-from jetfoundry.errors import ConfigError, InputError, nearest
+from jetfoundry.errors import InputError
 
-__all__ = ["IngestConfig", "IngestReport", "check_branches", "ingest"]
+__all__ = ["IngestConfig", "IngestReport", "ingest", "write_manifest"]
 
 # `shards.*` may not, and `input` only by name: both are compared with the plan, which knows the files.
 _MAY_CHANGE = ("features", "input", "output", "tree", "sample", "ray.address", "ray.num_cpus", "ray.object_store_gb")
@@ -38,7 +38,7 @@ _MAY_CHANGE = ("features", "input", "output", "tree", "sample", "ray.address", "
 class IngestConfig:
     """What to read and where to put the shards."""
 
-    features: str = config.option("", "data YAML whose branches must be among the shards' columns, '' = no check")
+    features: str = config.option("", "data YAML that training will use, only checked here; '' = none")
     input: tuple[str, ...] = config.option((), "ROOT or Parquet files: paths, patterns, folders")
     output: str = config.option("data/shards", "shard folder")
     tree: str = config.option("", "name of the TTree or RNTuple; '' = the only one, or tree, or Events")
@@ -75,15 +75,18 @@ def ingest(settings: IngestConfig) -> IngestReport:
     started = time.perf_counter()
     folder = Path(settings.output)
     if settings.features:
-        check_branches(settings.features)
-    with ray_session.session(**dataclasses.asdict(settings.ray)):
-        plan = _plan(settings)
-        runs.open_run(folder, settings, may_change=_MAY_CHANGE)
-        for stale in folder.rglob("*.tmp.*"):  # left by a job that was killed
-            stale.unlink(missing_ok=True)
-        todo = [unit for unit in range(len(plan.units)) if not _is_committed(folder, unit)]
-        new_jets = _convert(plan, folder, todo)
-    manifest = _write_manifest(plan, folder, settings.sample)
+        load_data_config(settings.features)  # a misspelt branch shows now, not in training
+    paths, stored = expand(settings.input), folder / "plan.json"
+    plan = matching_plan(stored, paths, settings.shards, settings.tree) if stored.exists() else None
+    new_jets = 0
+    if plan is None or _missing(plan, folder):
+        with ray_session.session(**dataclasses.asdict(settings.ray)):
+            plan = plan or _new_plan(settings, paths)
+            runs.open_run(folder, settings, may_change=_MAY_CHANGE)
+            for stale in folder.rglob("*.tmp.*"):  # left by a job that was killed
+                stale.unlink(missing_ok=True)
+            new_jets = _convert(plan, folder, _missing(plan, folder))
+    manifest = write_manifest(plan, folder, settings.sample)
     report = IngestReport(
         folder=folder,
         jets={split: part["rows"] for split, part in manifest["splits"].items()},
@@ -101,28 +104,20 @@ def ingest(settings: IngestConfig) -> IngestReport:
     return report
 
 
-def check_branches(path: str) -> None:
-    """Raise ConfigError if the data YAML at `path` needs a branch that shards do not have."""
-    columns = jet_schema().names
-    for name in sorted(load_data_config(path).columns):
-        if name not in columns:
-            msg = f"{path}: branch {name!r} is not among the JetClass-II columns; {nearest(name, columns)}"
-            raise ConfigError(msg)
-
-
-def _plan(settings: IngestConfig) -> Plan:
-    paths = expand(settings.input)
-    stored = Path(settings.output) / "plan.json"
-    if stored.exists():
-        return matching_plan(stored, paths, settings.shards, settings.tree)
+def _new_plan(settings: IngestConfig, paths: list[Path]) -> Plan:
     inventory = take_inventory(paths, tree=settings.tree, round_doubles=settings.shards.round_doubles)
     if not inventory.sources:
         more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
         msg = f"none of the inputs can be used: {inventory.set_aside[0].reason}{more}"
         raise InputError(msg)
     plan = make_plan(inventory, settings.shards)
-    files.write_json(stored, plan.to_dict())
+    files.write_json(Path(settings.output) / "plan.json", plan.to_dict())
     return plan
+
+
+def _missing(plan: Plan, folder: Path) -> list[int]:
+    """Units without a sidecar, or whose shards are not there in full length."""
+    return [unit for unit in range(len(plan.units)) if not _is_committed(folder, unit)]
 
 
 def _is_committed(folder: Path, unit: int) -> bool:
@@ -135,8 +130,6 @@ def _is_committed(folder: Path, unit: int) -> bool:
 
 def _convert(plan: Plan, folder: Path, todo: list[int]) -> int:
     """Run the units `todo` as Ray tasks; returns the number of jets they wrote."""
-    if not todo:
-        return 0
     import ray
 
     task = functools.partial(_task, plan=plan, folder=folder.resolve())
@@ -178,7 +171,7 @@ def _task(row: dict[str, Any], plan: Plan, folder: Path) -> dict[str, Any]:
     return {"unit": row["unit"], "jets": jets, "set_aside": sidecar["entries"] - jets, "error": ""}
 
 
-def _write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
+def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
     """Gather the sidecars into manifest.json; InputError if not a single jet is left."""
     sidecars = [files.read_json(shards.sidecar_path(folder, unit)) for unit in range(len(plan.units))]
     reasons: collections.Counter[str] = collections.Counter()

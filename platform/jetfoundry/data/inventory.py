@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jetfoundry import ray_session
 from jetfoundry.data.root import DamagedFile, open_jets
 from jetfoundry.errors import InputError, nearest
 
@@ -155,7 +156,8 @@ def _scan_by_ray(
         found = _scan(row["path"], tree, columns, round_doubles)
         return {"path": row["path"], "usable": isinstance(found, Source), "json": json.dumps(dataclasses.asdict(found))}
 
-    rows = ray.data.from_items([{"path": str(path)} for path in paths], override_num_blocks=min(len(paths), 256))
+    blocks = min(len(paths), 4 * ray_session.available_cpus())
+    rows = ray.data.from_items([{"path": str(path)} for path in paths], override_num_blocks=blocks)
     found: dict[str, Source | SetAsideFile] = {}
     for row in rows.map(task).iter_rows():
         fields = json.loads(row["json"])

@@ -10,7 +10,7 @@ stores what NumPy can read (everything but bit-packed booleans). Null values are
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,11 @@ class Jagged:
         """The jets `rows` (indices, slice or mask), as for an array (B,)."""
         where, offsets = segments(self.offsets, np.arange(len(self))[rows])
         return Jagged(self.values[where], offsets)
+
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: NumPy would take the jets one by one."""
+        msg = "a quantity with one value per particle is not an array; use its .values and .offsets"
+        raise TypeError(msg)
 
     def tolist(self) -> list[list[Any]]:
         """Nested Python lists: for messages and tests."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -165,7 +165,7 @@ def _batch(
     return Batch(tuple(micro), len(jets), observers)
 
 
-def prefetched(items: Callable[[], Iterator[Any]], depth: int) -> Iterator[Any]:
+def prefetched(items: Callable[[], Iterator[Any]], depth: int) -> Generator[Any, None, None]:
     """Run an iterator in a thread, `depth` items ahead; its errors are raised here.
 
     Reading and padding are NumPy and Arrow calls that release the GIL, so the thread overlaps with the step.

@@ -91,16 +91,17 @@ def open_jets(path: str | Path, *, tree: str = "", file_index: int = 0) -> Itera
             else:
                 opened = stack.enter_context(uproot.open(path, handler=uproot.MemmapSource))
         if kind == "parquet":
-            yield _ParquetReader(path=where, kind=kind, tree="", file_index=file_index, handle=opened)
-        else:
-            with _decoding(where):
-                classes = opened.classnames(cycle=False)
-            name = _choose_tree(where, tree, classes)
-            with _decoding(f"{where}, tree {name}"):
-                handle = opened[name]
-            yield _RootReader(
-                path=where, kind=_TREE_CLASSES[classes[name]], tree=name, file_index=file_index, handle=handle
-            )
+            sample = (opened.metadata.metadata or {}).get(_SAMPLE.encode(), b"").decode()
+            yield _ParquetReader(path=where, kind=kind, tree="", file_index=file_index, sample=sample, handle=opened)
+            return
+        with _decoding(where):
+            classes = opened.classnames(cycle=False)
+            sample = str(opened[_SAMPLE]) if classes.get(_SAMPLE) == "TObjString" else ""
+        name = _choose_tree(where, tree, classes)
+        with _decoding(f"{where}, tree {name}"):
+            handle = opened[name]
+        kind = _TREE_CLASSES[classes[name]]
+        yield _RootReader(path=where, kind=kind, tree=name, file_index=file_index, sample=sample, handle=handle)
 
 
 def _sniff(path: Path) -> str:
@@ -160,12 +161,16 @@ def _damage(where: str, error: Exception) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JetReader(abc.ABC):
-    """An open file of jets; made by `open_jets`, not directly."""
+    """An open file of jets; made by `open_jets`, not directly.
+
+    `sample` says what its jets are ('simulated', say): a TObjString or Parquet metadata of that name in the file.
+    """
 
     path: str
     kind: str
     tree: str
     file_index: int
+    sample: str
     handle: Any
 
     @property
@@ -177,11 +182,6 @@ class JetReader(abc.ABC):
     @abc.abstractmethod
     def entries(self) -> int:
         """Number of jets."""
-
-    @property
-    @abc.abstractmethod
-    def sample(self) -> str:
-        """What its jets are ('simulated', say): a string called `sample` in the file, '' if there is none."""
 
     @abc.abstractmethod
     def clusters(self) -> np.ndarray:
@@ -240,11 +240,6 @@ class _RootReader(JetReader):
     def entries(self) -> int:
         return int(self.handle.num_entries)
 
-    @property
-    def sample(self) -> str:
-        folder = self.handle.parent
-        return str(folder[_SAMPLE]) if folder.classnames(cycle=False).get(_SAMPLE) == "TObjString" else ""
-
     def clusters(self) -> np.ndarray:
         with _decoding(f"{self.path}, tree {self.tree}"):
             if self.kind == "rntuple":
@@ -284,10 +279,6 @@ class _ParquetReader(JetReader):
     @property
     def entries(self) -> int:
         return int(self.handle.metadata.num_rows)
-
-    @property
-    def sample(self) -> str:
-        return (self.handle.metadata.metadata or {}).get(_SAMPLE.encode(), b"").decode()
 
     def clusters(self) -> np.ndarray:
         metadata = self.handle.metadata

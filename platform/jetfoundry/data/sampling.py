@@ -58,7 +58,7 @@ def class_multiplicity(
     share = np.where(present, share, 0.0)
     wanted = share / max(share.sum(), 1e-300) * counts.sum()
     uses = np.divide(wanted, counts, out=np.zeros_like(wanted), where=present)
-    return np.minimum(uses, sampling.max_repeat)
+    return np.asarray(np.minimum(uses, sampling.max_repeat))
 
 
 def _group_shares(stored: npt.NDArray[np.float64], scheme: LabelScheme) -> npt.NDArray[np.float64]:

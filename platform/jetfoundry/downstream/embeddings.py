@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from jetfoundry import files
 from jetfoundry.data.shards import ShardSet, open_shards
-from jetfoundry.downstream.scoring import open_network, score_table
+from jetfoundry.downstream.scoring import as_lists, open_network, score_table
 
 __all__ = ["Embeddings", "embed"]
 
@@ -101,14 +101,10 @@ class EmbedShard:
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         table = pq.read_table(job["shard"], columns=list(self._network.data.columns))
         scored = score_table(self._network, table)
-        out = pa.table({"row": scored.rows, "latent": _lists(scored.latent), "logits": _lists(scored.logits)})
+        out = pa.table({"row": scored.rows, "latent": as_lists(scored.latent), "logits": as_lists(scored.logits)})
         with files.committed(job["out"]) as temporary:
             pq.write_table(out, temporary, compression="zstd")
         return {"jets": table.num_rows}
-
-
-def _lists(matrix: npt.NDArray[np.float32]) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
 
 
 def _matrix(table: pa.Table, name: str) -> npt.NDArray[np.float32]:

@@ -17,7 +17,7 @@ from jetfoundry import files
 from jetfoundry.downstream.embeddings import Embeddings
 from jetfoundry.evaluate import plots
 from jetfoundry.evaluate.discriminants import group_outputs
-from jetfoundry.evaluate.metrics import confusion_matrix, roc_curve
+from jetfoundry.evaluate.metrics import RocCurve, confusion_matrix, roc_curve
 from jetfoundry.evaluate.report import Section, build_report
 from jetfoundry.evaluate.tables import Rows, format_rejection
 from jetfoundry.evaluate.validation import discriminants_of
@@ -38,7 +38,8 @@ def evaluation_plots(
     """Write ROC, scores, group confusion, class counts and a few jets in (eta, phi) to `<run>/plots/`."""
     kept = labels >= 0
     logits, truth = scored.logits[kept], labels[kept]
-    curves, scores = {}, {}
+    curves: dict[str, RocCurve] = {}
+    scores: dict[str, npt.NDArray[Any]] = {}
     for found in discriminants_of(classes, wanted):
         used = np.isin(truth, [*found.signal, *found.background])
         is_signal = np.isin(truth[used], found.signal)
@@ -53,9 +54,9 @@ def evaluation_plots(
         "roc": plots.roc(curves, sample),
         "discriminant_scores": plots.score_distribution(scores, sample, "discriminant"),
         "confusion_of_class_groups": plots.confusion(
-            matrix[np.ix_(present, present)], [groups[i] for i in present], sample
+            matrix[np.ix_(present, present)], [groups[int(i)] for i in present], sample
         ),
-        "class_counts": plots.class_counts({classes[i]: int(counts[i]) for i in np.flatnonzero(counts)}, sample),
+        "class_counts": plots.class_counts({classes[int(i)]: int(counts[i]) for i in np.flatnonzero(counts)}, sample),
         "jets_in_eta_phi": plots.jets_eta_phi(_some_jets(scored, kept, truth, classes), sample),
     }
     (run / "plots").mkdir(exist_ok=True)
@@ -74,7 +75,7 @@ def _some_jets(
     table = scored.columns(names)
     rows = [int(np.flatnonzero(kept)[np.flatnonzero(truth == i)[0]]) for i in frequent if (truth == i).any()]
     jets = table.take(rows).to_pylist()
-    titles = [classes[i] for i in frequent if (truth == i).any()]
+    titles = [classes[int(i)] for i in frequent if (truth == i).any()]
     return [
         plots.constituents(jet, f"{title}, pT {jet['jet_pt']:.0f} GeV") for jet, title in zip(jets, titles, strict=True)
     ]
@@ -94,7 +95,7 @@ def mean_rows(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 figures = [trial["discriminants"][name] for trial in done]
                 row |= {"comparison": name, "AUC": _spread([figure["auc"] for figure in figures])}
                 for point in first["rejections"]:
-                    row[f"rejection at {point['efficiency']:.0%}"] = format_rejection(point)
+                    row[f"rejection at {point['efficiency']:.0%} (seed {done[0]['seed']})"] = format_rejection(point)
         rows.append(row)
     return rows
 

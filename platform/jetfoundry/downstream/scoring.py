@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ import yaml
 from jetfoundry.data.features import DataConfig, load_data_config
 from jetfoundry.models.checkpoints import load_model
 
-__all__ = ["INPUTS", "Floats", "Network", "Scored", "open_network", "score_table"]
+__all__ = ["INPUTS", "Floats", "Network", "Scored", "as_lists", "open_network", "score_table"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -38,6 +39,7 @@ class Network:
     data: DataConfig
     classes: tuple[str, ...]
     hash: str
+    latent_dim: int
     run: Callable[[Mapping[str, Floats]], tuple[Floats, Floats]]
 
 
@@ -56,7 +58,7 @@ def open_network(path: str | Path, device: str = "cpu") -> Network:
     if path.suffix == ".onnx":
         return _open_onnx(path)
     file = load_model(path / "model.pt" if path.is_dir() else path)
-    model = file.build().to(device).eval()
+    model: Any = file.build().to(device)
 
     def run(inputs: Mapping[str, Floats]) -> tuple[Floats, Floats]:
         with torch.inference_mode():
@@ -66,7 +68,8 @@ def open_network(path: str | Path, device: str = "cpu") -> Network:
             latent = model.latent(features, vectors, mask > 0)
             return model.head(latent).float().cpu().numpy(), latent.float().cpu().numpy()
 
-    return Network(load_data_config(yaml.safe_load(file.data_yaml)), tuple(file.classes), file.hash, run)
+    data = load_data_config(yaml.safe_load(file.data_yaml))
+    return Network(data, tuple(file.classes), file.hash, file.model_config.dim, run)
 
 
 def _open_onnx(path: Path) -> Network:
@@ -80,7 +83,8 @@ def _open_onnx(path: Path) -> Network:
         return np.log(np.maximum(scores, np.finfo(np.float32).tiny)), latent
 
     data = load_data_config(yaml.safe_load(meta["data_yaml"]))
-    return Network(data, tuple(meta["classes"].split("\n")), meta["model_hash"], run)
+    width = session.get_outputs()[1].shape[1]
+    return Network(data, tuple(meta["classes"].split("\n")), meta["model_hash"], width, run)
 
 
 def score_table(network: Network, table: pa.Table, batch_size: int = 256) -> Scored:
@@ -91,7 +95,14 @@ def score_table(network: Network, table: pa.Table, batch_size: int = 256) -> Sco
     parts = [order[begin : begin + batch_size] for begin in range(0, jets, batch_size)]
     done = [network.run({name: features.pad(name, part) for name in INPUTS}) for part in parts]
     if not done:
-        return Scored(features.rows, np.empty((0, len(network.classes)), np.float32), np.empty((0, 0), np.float32))
+        return Scored(
+            features.rows, *(np.empty((0, n), np.float32) for n in (len(network.classes), network.latent_dim))
+        )
     back = np.argsort(order, kind="stable")
     logits, latent = (np.concatenate(outputs)[back] for outputs in zip(*done, strict=True))
     return Scored(features.rows, logits, latent)
+
+
+def as_lists(matrix: Floats) -> pa.FixedSizeListArray:
+    """A (B, D) array as an Arrow column of lists of D numbers."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])

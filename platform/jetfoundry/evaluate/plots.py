@@ -118,8 +118,6 @@ def roc(curves: Mapping[str, RocCurve], sample: str = "", signal: str = "signal"
         axes.plot(eff_s[solid & drawn], eff_b[solid & drawn], color=colour, linewidth=1.8, label=name)
         axes.plot(eff_s[~solid & drawn], eff_b[~solid & drawn], color=colour, linewidth=1.2, linestyle=":")
         lowest = min([lowest, *eff_b[drawn]])
-    diagonal = np.geomspace(1e-3, 1, 100)
-    axes.plot(diagonal, diagonal, color="0.6", linewidth=1, linestyle="--", label="random")
     axes.set_yscale("log")
     axes.set_xlim(0, 1)
     axes.set_ylim(min(0.5 * lowest, 0.1), 1.5)
@@ -228,21 +226,22 @@ def class_counts(counts: Mapping[str, int], sample: str = "", per_panel: int = 4
     names, values = list(counts), np.array(list(counts.values()), dtype=np.float64)
     panels = max(1, -(-len(names) // per_panel))
     length = -(-len(names) // panels)
-    figure = _figure(5.6 if panels == 1 else 3.4 * panels, 1.0 + 0.19 * length)
+    small = 8 if panels == 1 else 6
+    figure = _figure(5.6 if panels == 1 else 2.3 * panels, 1.0 + 0.024 * small * length)
     for panel in range(panels):
         part = slice(panel * length, (panel + 1) * length)
         axes = figure.add_subplot(1, panels, panel + 1)
         rows = np.arange(len(values[part]))
         axes.barh(rows, np.maximum(values[part] - 0.5, 0), left=0.5, color=COLOURS[0], height=0.75)
         for row, value in enumerate(values[part]):
-            axes.text(max(value, 0.5) * 1.15, row, f"{int(value):,}", va="center", fontsize=8)
+            axes.text(max(value, 0.5) * 1.15, row, f"{int(value):,}", va="center", fontsize=small)
         axes.set_xscale("log")
-        axes.set_xlim(0.5, 10 * max([1.0, *values]))
+        axes.set_xlim(0.5, 12 * max([1.0, *values]))
         axes.set_yticks(rows, names[part])
         axes.set_ylim(length - 0.4, -0.6)
         axes.set_xlabel("number of jets")
         _style(axes, sample if panel == 0 else "")
-        axes.tick_params(axis="y", which="both", length=0, labelsize=8)
+        axes.tick_params(axis="y", which="both", length=0, labelsize=small)
     return _finish(figure)
 
 

@@ -19,6 +19,7 @@ from jetfoundry.config import load_yaml
 from jetfoundry.errors import InputError
 from jetfoundry.evaluate import plots
 from jetfoundry.evaluate.tables import Rows, cell_texts, columns, format_cell, format_rejection, is_figure
+from jetfoundry.runs import read_metrics
 
 __all__ = ["Section", "build_report", "evaluation_sections", "render", "training_section"]
 
@@ -89,7 +90,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section], provenance: M
     ids = [f"s{i}" for i in range(1, len(sections) + 1)]
     links = "\n".join(f'<a href="#{i}">{_text(s.title)}</a>' for i, s in zip(ids, sections, strict=True))
     body = "\n".join(_section(section, i) for i, section in zip(ids, sections, strict=True))
-    origin = [{"what": key, "value": _inline(value)} for key, value in _flat(provenance)]
+    origin = [{"what": key, "value": str(_inline(value))} for key, value in _flat(provenance)]
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -189,16 +190,15 @@ def build_report(run_folder: str | Path, sections: Sequence[Section] = (), sampl
         found.append(Section("Result", "The figures of this run as its summary.json records them.", rows))
     if evaluation:
         found += evaluation_sections(evaluation)
-    # Imported here because it pulls in torch, which reports of the simulation do not need.
-    from jetfoundry.train.metrics_log import read_rows
-
-    if steps := read_rows(folder / "metrics.jsonl"):
+    if steps := read_metrics(folder / "metrics.jsonl"):
         found.append(training_section(steps, sample))
     if stored := sorted((folder / "plots").glob("*.png")):
         figures = [(_CAPTIONS.get(path.stem, path.stem.replace("_", " ")), path.read_bytes()) for path in stored]
         found.append(Section("Figures", "", None, figures))
     if (folder / "config.yaml").exists():
-        options = [{"key": key, "value": _inline(value)} for key, value in _flat(load_yaml(folder / "config.yaml"))]
+        options = [
+            {"key": key, "value": str(_inline(value))} for key, value in _flat(load_yaml(folder / "config.yaml"))
+        ]
         found.append(Section("Configuration", "Every option of this run, defaults included.", options))
     page = render(title or f"Run {folder.resolve().name}", sample, found, origin)
     files.write_text(folder / "report.html", page)

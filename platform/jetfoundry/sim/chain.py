@@ -13,6 +13,7 @@ re-weights flat in (pT, mass) within each class.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -57,14 +58,17 @@ def make_shard(cfg: SimulateConfig, card: DetectorCard, family: str, shard: int)
     generator = Generator(settings, pythia_seed, source)
     tables, made, events = [], 0, 0
     while made < cfg.jets_per_shard:
-        batch = generator.batch(cfg.batch_events)
+        wanted = 1.05 * (cfg.jets_per_shard - made) * events / made if made else cfg.batch_events
+        batch = generator.batch(min(cfg.batch_events, math.ceil(wanted)))  # the last batch is cut to what is missing
         tables.append(analyse(batch, cfg, card, detector_rng, qcd=resonance is None))
         made, events = made + len(tables[-1]), events + len(batch)
     table = pa.concat_tables(tables).slice(0, cfg.jets_per_shard).combine_chunks()
     return Shard(table, events, pythia_seed, time.process_time() - started)
 
 
-def analyse(events: Events, cfg: SimulateConfig, card: DetectorCard, rng: np.random.Generator, *, qcd: bool) -> pa.Table:
+def analyse(
+    events: Events, cfg: SimulateConfig, card: DetectorCard, rng: np.random.Generator, *, qcd: bool
+) -> pa.Table:
     """Labelled jets of a batch of events that pass the selection, with all 54 columns."""
     visible = np.flatnonzero((events.status > 0) & ~np.isin(np.abs(events.pid), _NEUTRINOS))
     flow = respond(
@@ -101,12 +105,15 @@ def analyse(events: Events, cfg: SimulateConfig, card: DetectorCard, rng: np.ran
 def _between(values: Array, limits: tuple[float, ...]) -> Array:
     """Strictly inside the limits, as stored in single precision."""
     single = values.astype(np.float32)
-    return (single > limits[0]) & (single < limits[1])
+    passes: Array = (single > limits[0]) & (single < limits[1])
+    return passes
 
 
 def _storable(p4: Array) -> Array:
     pt = np.hypot(p4[:, 0], p4[:, 1])
-    return (np.abs(p4[:, 2]) <= _LARGEST_PZ) & (np.abs(p4[:, 2]) <= np.sinh(_LARGEST_ETA) * pt) & (pt > 0)
+    pz = np.abs(p4[:, 2])
+    stored: Array = (pz <= _LARGEST_PZ) & (pz <= np.sinh(_LARGEST_ETA) * pt) & (pt > 0)
+    return stored
 
 
 def _generator_level(

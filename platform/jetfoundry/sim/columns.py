@@ -37,7 +37,9 @@ _KINDS = {
 }
 
 
-def table(scalars: Mapping[str, Array], groups: Mapping[str, Mapping[str, Array]], offsets: Mapping[str, Array]) -> pa.Table:
+def table(
+    scalars: Mapping[str, Array], groups: Mapping[str, Mapping[str, Array]], offsets: Mapping[str, Array]
+) -> pa.Table:
     """Arrow table of the 54 columns from per-jet columns, flat group columns and the offsets of each group."""
     arrays = []
     for column in COLUMNS:

@@ -7,10 +7,6 @@ detector. What is done with the numbers stands in `response.py`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from jetfoundry.config import option
 

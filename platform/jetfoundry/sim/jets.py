@@ -8,6 +8,7 @@ step is a Python loop over jets. Particles are float64 (N, 4) = (px, py, pz, E) 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import awkward as ak
@@ -81,9 +82,7 @@ def cluster(p4: Array, offsets: Array, radius: float, pt_min: float, eta_max: fl
 
     `p4` (N, 4) [GeV], `offsets` (E + 1,).
     """
-    sequence = fastjet.ClusterSequence(
-        _jagged(p4, offsets), fastjet.JetDefinition(fastjet.antikt_algorithm, radius)
-    )
+    sequence = fastjet.ClusterSequence(_jagged(p4, offsets), fastjet.JetDefinition(fastjet.antikt_algorithm, radius))
     found = sequence.inclusive_jets(min_pt=pt_min)
     members = sequence.constituent_index(min_pt=pt_min)  # aligned with inclusive_jets only at the same min_pt
     per_event = ak.to_numpy(ak.num(found, axis=1))
@@ -102,7 +101,7 @@ def cluster(p4: Array, offsets: Array, radius: float, pt_min: float, eta_max: fl
 def softdrop_mass(p4: Array, offsets: Array, zcut: float) -> Array:
     """Soft-drop mass [GeV] with beta = 0 (arXiv:1402.2657) of each jet: p4 (N, 4), offsets (J + 1,) -> (J,)."""
     rows = p4.astype(np.float64).tolist()
-    return np.array([_groomed_mass(rows[a:b], zcut) for a, b in zip(offsets[:-1], offsets[1:], strict=True)])
+    return np.array([_groomed_mass(rows[a:b], zcut) for a, b in itertools.pairwise(offsets)])
 
 
 def _groomed_mass(particles: list[list[float]], zcut: float) -> float:

@@ -163,9 +163,7 @@ def _log_normal(mean: Array, sigma: Array, rng: np.random.Generator) -> Array:
     return np.where(mean > 0, drawn, 0.0)
 
 
-def _track(
-    tracker: Tracker, kind: Array, p4: Array, rng: np.random.Generator
-) -> tuple[Array, Array, Array, Array]:
+def _track(tracker: Tracker, kind: Array, p4: Array, rng: np.random.Generator) -> tuple[Array, Array, Array, Array]:
     """Tracks of N particles: reconstructed over true pT (0 without a track), sigma(pT)/pT, d0err, dzerr [mm]."""
     pt = np.hypot(p4[:, 0], p4[:, 1])
     abs_eta = np.abs(np.arcsinh(p4[:, 2] / pt))
@@ -184,8 +182,8 @@ def _track(
     scale = np.where(found, _log_normal(np.ones(len(pt)), sigma, rng), 0.0)
     index = np.minimum(_row([r.eta_max for r in tracker.impact], abs_eta), len(tracker.impact) - 1)
     errors = []
-    for rows in ([r.d0 for r in tracker.impact], [r.dz for r in tracker.impact]):
-        a, b, g = np.array(rows).T[:, index]
+    for terms in ([r.d0 for r in tracker.impact], [r.dz for r in tracker.impact]):
+        a, b, g = np.array(terms).T[:, index]
         errors.append(np.hypot(a, b / pt**g))
     return scale, sigma, errors[0], errors[1]
 
@@ -198,7 +196,8 @@ def _resolution(rows: Sequence[EnergyResolution], energy: Array, eta: Array) -> 
         [(r.constant, r.stochastic, r.noise, r.scale, r.curvature, r.centre) for r in rows]
     ).T[:, index]
     spread = np.sqrt((constant * energy) ** 2 + stochastic**2 * energy + noise**2)
-    return (scale + curvature * (abs_eta - centre) ** 2) * spread
+    sigma: Array = (scale + curvature * (abs_eta - centre) ** 2) * spread
+    return sigma
 
 
 def _towers(

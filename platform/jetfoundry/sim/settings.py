@@ -58,7 +58,7 @@ class ResonanceConfig:
 
     ids: tuple[int, ...] = option(dataclasses.MISSING, "PDG ids of the pair, e.g. [25, 25] or [37, -37]")
     mass: tuple[float, ...] = option(dataclasses.MISSING, "uniform range of the mass of X [GeV]")
-    pt: tuple[float, ...] = option(dataclasses.MISSING, "range of the transverse momentum of X, uniform in its log [GeV]")
+    pt: tuple[float, ...] = option(dataclasses.MISSING, "range of pT of X, uniform in its logarithm [GeV]")
     min_boost: float = option(dataclasses.MISSING, "pt is at least this times the mass; 0 = off")
     rapidity: float = option(dataclasses.MISSING, "rapidities of both X are uniform in +- this")
     x_max: float = option(dataclasses.MISSING, "largest momentum fraction of an incoming parton")
@@ -73,7 +73,7 @@ class ResonanceConfig:
             msg = f"mass {self.mass} and pt {self.pt} must be rising and positive"
             raise ValueError(msg)
         if self.min_boost * self.mass[1] > self.pt[1]:
-            msg = f"min_boost {self.min_boost} times the largest mass {self.mass[1]} lies above the largest pt {self.pt[1]}"
+            msg = f"min_boost {self.min_boost} times the largest mass {self.mass[1]} exceeds pt {self.pt[1]}"
             raise ValueError(msg)
         for resonance in self.ids:
             if str(abs(resonance)) not in self.decays:

@@ -8,6 +8,7 @@ MPI, remnants and hadrons. Decays of X to two resonances (X -> Y1 Y2) take their
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -36,13 +37,11 @@ class _Channels:
 
 
 def _channels(parent: str, table: dict[str, float], known: set[str]) -> _Channels:
-    try:
-        ids = np.array([[int(word) for word in daughters.split()] for daughters in table], dtype=np.int64)
-    except ValueError:
-        ids = np.empty(0)
-    if ids.ndim != 2 or ids.shape[1] != 2:
-        msg = f"decays.{parent}: wanted channels like '5 -5', got {', '.join(table)}"
+    wrong = [daughters for daughters in table if not re.fullmatch(r"-?\d+ +-?\d+", daughters)]
+    if wrong or not table:
+        msg = f"decays.{parent}: wanted channels like '5 -5', got {wrong[0] if wrong else 'none'!r}"
         raise ConfigError(msg)
+    ids = np.array([[int(word) for word in daughters.split()] for daughters in table], dtype=np.int64)
     cascade = np.isin(np.abs(ids).astype(str), list(known))
     if cascade.any() and not cascade.all():
         msg = f"decays.{parent}: channels to two resonances and to two particles cannot be mixed in one table"
@@ -51,8 +50,14 @@ def _channels(parent: str, table: dict[str, float], known: set[str]) -> _Channel
     if (fractions < 0).any() or fractions.sum() <= 0:
         msg = f"decays.{parent}: branching fractions must be >= 0 and not all 0"
         raise ConfigError(msg)
-    masses = np.vectorize(lambda i: _MASS.get(abs(i), 0.0), otypes=[float])(ids)
-    return _Channels(ids, masses, fractions)
+    return _Channels(ids, _shell_mass(ids), fractions)
+
+
+def _shell_mass(ids: Array) -> Array:
+    mass = np.zeros(ids.shape)
+    for pid, value in _MASS.items():
+        mass[np.abs(ids) == pid] = value
+    return mass
 
 
 def two_body(parent: Array, m1: Array, m2: Array, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -86,9 +91,7 @@ class PairSource:
     def __init__(self, cfg: ResonanceConfig, beam_energy: float, rng: np.random.Generator, block: int = 256) -> None:
         self.beam_energy = beam_energy
         self._cfg, self._rng, self._block = cfg, rng, block
-        self._tables = {
-            int(parent): _channels(parent, table, set(cfg.decays)) for parent, table in cfg.decays.items()
-        }
+        self._tables = {int(parent): _channels(parent, table, set(cfg.decays)) for parent, table in cfg.decays.items()}
         self._queue: list[tuple[float, list[tuple[Any, ...]]]] = []
 
     def __iter__(self) -> PairSource:
@@ -119,7 +122,7 @@ class PairSource:
     def _pairs(self) -> tuple[Array, Array, Array]:
         """Kinematics of gg -> X X: gluons (2n, 4), X (2n, 4), scale = transverse mass (n,)."""
         cfg, rng, n = self._cfg, self._rng, self._block
-        mass = rng.uniform(*cfg.mass, n)
+        mass = rng.uniform(cfg.mass[0], cfg.mass[1], n)
         low = np.maximum(cfg.pt[0], cfg.min_boost * mass)
         pt = low * (cfg.pt[1] / low) ** rng.uniform(size=n)
         y1, y2 = rng.uniform(-cfg.rapidity, cfg.rapidity, (2, n))
@@ -181,7 +184,7 @@ class PairSource:
                 mothers = np.stack([previous + local // 2] * 2, axis=1)
             mass = np.sqrt(np.maximum(p[:, 3] ** 2 - (p[:, :3] ** 2).sum(axis=1), 0.0))
             if status == 1:  # on shell: no rounding error of boosted momenta
-                mass = np.vectorize(lambda i: _MASS.get(abs(i), 0.0), otypes=[float])(ids)
+                mass = _shell_mass(ids)
             integers = np.column_stack([ids, np.full(len(ids), status), mothers, colours]).reshape(n, size, 6)
             floats = np.column_stack([p, mass]).reshape(n, size, 5)
             blocks.append((integers, floats))
@@ -197,11 +200,12 @@ class PairSource:
 def _secondary_masses(mass: Array, cfg: SecondaryMassConfig, rng: np.random.Generator) -> Array:
     """Masses (N, 2) of Y1, Y2 from X of mass (N,) [GeV]; see SecondaryMassConfig."""
     n = len(mass)
-    ratio = rng.uniform(*cfg.ratio, n)
+    ratio = rng.uniform(cfg.ratio[0], cfg.ratio[1], n)
     smeared = ratio[:, None] * rng.normal(1.0, cfg.smear, (n, 2))
     off_shell = cfg.off_shell_min + rng.uniform(size=n) * (cfg.off_shell_max - ratio - cfg.off_shell_min)
     swap = rng.uniform(size=n) < 0.5
     pair = np.where(swap[:, None], np.stack([off_shell, smeared[:, 0]], 1), np.stack([smeared[:, 0], off_shell], 1))
     ratios = np.where(ratio[:, None] > 0.5, pair, smeared)
     ratios = ratios / np.maximum(ratios.sum(axis=1, keepdims=True) / 0.98, 1.0)  # stay below threshold
-    return np.maximum(ratios * mass[:, None], cfg.floor)
+    masses: Array = np.maximum(ratios * mass[:, None], cfg.floor)
+    return masses

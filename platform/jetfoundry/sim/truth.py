@@ -31,7 +31,17 @@ from jetfoundry.labels import CLASSES, INDEX
 if TYPE_CHECKING:
     from jetfoundry.sim.generator import Events
 
-__all__ = ["LETTERS", "Prongs", "Resonances", "delta_r", "find_resonances", "label_qcd", "label_resonance", "qcd_index"]
+__all__ = [
+    "LETTERS",
+    "Prongs",
+    "Resonances",
+    "delta_r",
+    "find_resonances",
+    "label_qcd",
+    "label_resonance",
+    "products_of",
+    "qcd_index",
+]
 
 Array = npt.NDArray[Any]
 
@@ -90,7 +100,8 @@ class Resonances:
 def delta_r(eta1: Array, phi1: Array, eta2: Array, phi2: Array) -> Array:
     """Distance in (eta, phi). Shapes broadcast."""
     dphi = (phi1 - phi2 + np.pi) % (2 * np.pi) - np.pi
-    return np.hypot(eta1 - eta2, dphi)
+    distance: Array = np.hypot(eta1 - eta2, dphi)
+    return distance
 
 
 def label_resonance(
@@ -121,7 +132,8 @@ def _find(key: Array, keys: Array, indices: Array) -> Array:
 def qcd_index(nb: Array, nc: Array, ns: Array) -> Array:
     """Class of a QCD jet from its numbers of b, c and s quarks, each counted up to two."""
     b, c, s = (np.minimum(n, 2) for n in (nb, nc, ns))
-    return INDEX["QCD_bbccss"] + 9 * (2 - b) + 3 * (2 - c) + (2 - s)
+    index: Array = INDEX["QCD_bbccss"] + 9 * (2 - b) + 3 * (2 - c) + (2 - s)
+    return index
 
 
 def label_qcd(jet: Array, pid: Array, jets: int) -> Array:
@@ -165,17 +177,21 @@ def _letters(events: Events, product: Array, tau: Array, charged: Array) -> tupl
         letter[pid == value] = _CODE[name]
     direction = product.copy()
     rows, slots = np.nonzero(tau >= 0)
-    last = tau[rows, slots]
-    mode = np.full(len(rows), _CODE["tauh"])
-    for offset in range(int((events.daughter2[last] - events.daughter1[last]).max(initial=-1)) + 1):
-        daughter = events.daughter1[last] + offset
-        daughter_pid = np.where(daughter <= events.daughter2[last], np.abs(events.pid[daughter]), 0)
-        mode[daughter_pid == 11] = _CODE["taue"]
-        mode[daughter_pid == 13] = _CODE["taum"]
-    letter[rows, slots] = mode
-    direction[rows, slots] = np.where(mode == _CODE["tauh"], product[rows, slots], events.daughter1[last])
+    from_tau = products_of(events, tau[rows, slots])
+    product_pid = np.where(from_tau >= 0, np.abs(events.pid[from_tau]), 0)
+    is_e, is_m = ((product_pid == lepton).any(axis=1) for lepton in (11, 13))
+    letter[rows, slots] = np.select([is_e, is_m], [_CODE["taue"], _CODE["taum"]], _CODE["tauh"])
+    direction[rows, slots] = np.where(is_e | is_m, events.daughter1[tau[rows, slots]], product[rows, slots])
     lepton = (letter >= _CODE["e"]) & charged
     return np.where(lepton, letter + _FROM_CHARGED, letter), direction
+
+
+def products_of(events: Events, position: Array) -> Array:
+    """All decay products (n, W) of particles at `position` (n,), filled up with -1; position -1 has none."""
+    first, last = events.daughter1[position], events.daughter2[position]
+    width = int(np.where(position >= 0, last - first + 1, 0).max(initial=0))
+    products = first[:, None] + np.arange(width)
+    return np.where((position >= 0)[:, None] & (products <= last[:, None]), products, -1)
 
 
 def _daughters(events: Events, position: Array) -> Array:

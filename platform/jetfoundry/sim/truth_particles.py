@@ -49,15 +49,12 @@ def resonance_truth(events: Events, jets: Jets, cfg: JetConfig) -> JetTruth:
     owner = np.flatnonzero(candidate >= 0)
     chosen = candidate[owner]
     product, tau = _ordered_pair(events, found, jets, owner, chosen)
-    first, last = events.daughter1[tau], events.daughter2[tau]
-    width = int(np.where(tau >= 0, last - first + 1, 0).max(initial=0))
-    from_tau = first[:, :, None] + np.arange(width)
-    from_tau = np.where((tau[:, :, None] >= 0) & (from_tau <= last[:, :, None]), from_tau, -1)
+    from_tau = truth.products_of(events, tau.ravel()).reshape(len(owner), -1) if len(owner) else tau
     blocks = [
         (_X, found.x[chosen][:, None]),
         (_Y, found.y[chosen]),
         (_PRODUCT, product),
-        (_FROM_TAU, from_tau.reshape(len(owner), 4 * width)),
+        (_FROM_TAU, from_tau),
     ]
     position = np.concatenate([block for _, block in blocks], axis=1)
     role = np.concatenate([np.full(block.shape[1], code) for code, block in blocks])
@@ -74,9 +71,10 @@ def _ordered_pair(
     eta, phi = np.arcsinh(p[..., 2] / np.hypot(p[..., 0], p[..., 1])), np.arctan2(p[..., 1], p[..., 0])
     distance = truth.delta_r(eta, phi, jets.eta[owner, None], jets.phi[owner, None])
     hadronic = letter[:, :2] == truth.LETTERS.index("tauh")
-    swap = np.where(
-        hadronic[:, 0] == hadronic[:, 1], distance[:, 1] < distance[:, 0], hadronic[:, 1]
-    ) & ~found.prongs.cascade[chosen]
+    swap = (
+        np.where(hadronic[:, 0] == hadronic[:, 1], distance[:, 1] < distance[:, 0], hadronic[:, 1])
+        & ~found.prongs.cascade[chosen]
+    )
     order = np.where(swap[:, None], [1, 0, 2, 3], [0, 1, 2, 3])
     return np.take_along_axis(product, order, axis=1), np.take_along_axis(tau, order, axis=1)
 

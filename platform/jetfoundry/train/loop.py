@@ -128,7 +128,8 @@ def _step(
     for i, micro in enumerate(batch.micro):
         # Workers exchange gradients once per step, with the last micro-batch.
         last = i == len(batch.micro) - 1
-        quiet = contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
+        wait = not last and isinstance(model, nn.parallel.DistributedDataParallel)
+        quiet: contextlib.AbstractContextManager[Any] = model.no_sync() if wait else contextlib.nullcontext()
         with quiet:
             with timer.phase("train/forward"), _autocast(options.amp, device):
                 logits, labels = _logits(model, micro, device)

@@ -17,18 +17,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from jetfoundry import files
+from jetfoundry.runs import read_metrics
 
-__all__ = ["MetricsLog", "progress_bar", "read_rows"]
-
-
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """All whole rows of a `metrics.jsonl`; a row that a killed process left half-written is passed over."""
-    rows = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-    return rows
+__all__ = ["MetricsLog", "progress_bar"]
 
 
 class MetricsLog:
@@ -36,19 +27,19 @@ class MetricsLog:
 
     def __init__(self, folder: Path, at_step: int) -> None:
         self.path = folder / "metrics.jsonl"
-        kept = [row for row in read_rows(self.path) if row["step"] <= at_step]
+        kept = [row for row in read_metrics(self.path) if row["step"] <= at_step]
         files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=at_step + 1)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=at_step + 1)
 
     def __call__(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, allow_nan=False) + "\n")
         for name, value in row.items():
             if isinstance(value, int | float) and name != "step":
-                self._board.add_scalar(name, value, row["step"])  # type: ignore[no-untyped-call]
+                self._board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 @contextlib.contextmanager
@@ -61,7 +52,7 @@ def progress_bar(path: Path, jets_per_epoch: int, epochs: int) -> Iterator[None]
         with tqdm(total=total, unit=" jets", unit_scale=True, desc="pre-train", mininterval=1.0) as bar:
             while True:
                 ended = stop.wait(1.0)
-                rows = read_rows(path)
+                rows = read_metrics(path)
                 shown = {k: f"{v:.3f}" for row in rows[-3:] for k, v in row.items() if k in ("loss", "val_accuracy")}
                 if rows:
                     bar.set_postfix(shown, refresh=False)

@@ -31,7 +31,8 @@ class OptimConfig:
 
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on weight matrices only (parameters with two or more dimensions that are not tokens)."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim >= 2 and "token" not in name else free).append(parameter)

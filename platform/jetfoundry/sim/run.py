@@ -1,0 +1,206 @@
+"""Make a simulated sample on Ray: shards of exactly `jets_per_shard` jets, restartable, the same for any cluster.
+
+A shard is the unit of work, of randomness and of commit. Its content depends on the configuration, the run seed, its
+family and its number only, so it does not matter how many actors work or which of them makes it. Files that exist
+are kept; a folder of another configuration, mode or seed is refused. Every actor holds one shard at a time and gets
+the next when it is done, so at most one shard a worker is lost when the run is stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jetfoundry import config, ray_session, runs
+from jetfoundry.errors import ConfigError, InputError, JetFoundryError
+from jetfoundry.labels import CLASSES
+from jetfoundry.sim.detector import DetectorCard
+from jetfoundry.sim.settings import SimulateConfig, plan
+from jetfoundry.sim.store import read_metadata, write_shard
+
+__all__ = ["check_extra", "shard_path", "simulate"]
+
+# Keys that change how a sample is made or how large it is, but not what a file holds.
+_FREE = ("output", "jets", "workers", "address", "card")
+_VERSIONS = ("jetfoundry", "pythia8mc", "fastjet", "numpy", "awkward", "uproot")
+
+
+def check_extra() -> None:
+    """Say how to install Pythia 8 and FastJet where they are missing."""
+    missing = [name for name in ("pythia8mc", "fastjet") if importlib.util.find_spec(name) is None]
+    if missing:
+        msg = f"simulating jets needs {' and '.join(missing)}; install with: pip install 'jetfoundry[sim]'"
+        raise ConfigError(msg)
+
+
+def shard_path(folder: str | Path, family: str, shard: int) -> Path:
+    """File of one shard, e.g. Res2P_neutral_0003.root."""
+    return Path(folder) / f"{family}_{shard:04d}.root"
+
+
+def simulate(cfg: SimulateConfig) -> dict[str, Any]:
+    """Make the missing files of the sample `cfg`, write `config.yaml` and `summary.json`, return the summary.
+
+    Raises ConfigError if Pythia or FastJet are missing or a setting is wrong, CheckpointError if the folder holds a
+    sample with other settings, InputError if a file in it is damaged.
+    """
+    check_extra()
+    cfg = _resolved(cfg)
+    weights = [f"families.{name}.weight" for name in cfg.families]
+    folder = runs.open_run(cfg.output, cfg, may_change=(*_FREE, *weights))
+    identity = config.fingerprint(cfg, ignore=(*_FREE, *weights))
+    _remove_unfinished(folder)
+    shards = plan(cfg)
+    done = {shard: _checked(folder, shard, identity) for shard in shards if shard_path(folder, *shard).exists()}
+    missing = [shard for shard in shards if shard not in done]
+    started = time.perf_counter()
+    with tqdm(total=cfg.jets, initial=len(done) * cfg.jets_per_shard, unit="jet", desc="simulate") as bar:
+        try:
+            for shard, metadata in _make(cfg, identity, missing):
+                done[shard] = metadata
+                bar.update(metadata["jets"])
+        finally:
+            _remove_unfinished(folder)
+    figures = _figures(cfg, [done[shard] for shard in shards])
+    figures["this_run"] = {
+        "files_made": len(missing),
+        "files_kept": len(shards) - len(missing),
+        "wall_seconds": round(time.perf_counter() - started, 1),
+        "jets_per_second": round(len(missing) * cfg.jets_per_shard / (time.perf_counter() - started), 1),
+    }
+    runs.write_summary(folder, **figures)
+    return figures
+
+
+def _resolved(cfg: SimulateConfig) -> SimulateConfig:
+    """The configuration with the detector card in it and an absolute folder, which actors elsewhere need."""
+    card = cfg.detector or config.read(DetectorCard, cfg.card)
+    return dataclasses.replace(cfg, detector=card, output=Path(cfg.output).resolve())
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for leftover in folder.glob("*.root.tmp.*"):  # of a killed writer; no reader looks at them
+        leftover.unlink(missing_ok=True)
+
+
+def _checked(folder: Path, shard: tuple[str, int], identity: str) -> dict[str, Any]:
+    path = shard_path(folder, *shard)
+    metadata = read_metadata(path)
+    if metadata.get("fingerprint") != identity:
+        msg = (
+            f"{path}: made with other settings (fingerprint {metadata.get('fingerprint')}, now {identity}); "
+            f"choose another output folder or delete it"
+        )
+        raise InputError(msg)
+    return metadata
+
+
+def _make(
+    cfg: SimulateConfig, identity: str, missing: list[tuple[str, int]]
+) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
+    """Make shards on actors, yield each with its metadata as it is committed."""
+    if not missing:
+        return
+    import ray
+
+    with ray_session.session(address=cfg.address, num_cpus=cfg.workers):
+        cpus = ray_session.available_cpus()
+        count = min(cfg.workers or cpus, cpus, len(missing))  # an actor beyond the CPUs would never start
+        remote = ray.remote(num_cpus=1)(_Worker)
+        actors = [remote.remote(cfg, identity) for _ in range(count)]
+        queue = iter(missing)
+        running = {}
+        try:
+            for actor, shard in zip(actors, queue, strict=False):
+                running[actor.make.remote(*shard)] = (actor, shard)
+            while running:
+                (ready,), _ = ray.wait(list(running), num_returns=1)
+                actor, shard = running.pop(ready)
+                metadata = _result(ray, ready)
+                for following in queue:
+                    running[actor.make.remote(*following)] = (actor, following)
+                    break
+                yield shard, metadata
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+
+
+def _result(ray: Any, reference: Any) -> dict[str, Any]:
+    """The result of a task; an error that is the user's fault comes without Ray's traceback around it."""
+    try:
+        return dict(ray.get(reference))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, JetFoundryError):
+            raise error.cause from None
+        raise
+
+
+class _Worker:
+    """Makes one shard after the other. State that could leak from one into the next (Pythia, random numbers) is new
+    for each shard.
+    """
+
+    def __init__(self, cfg: SimulateConfig, identity: str) -> None:
+        self._cfg, self._identity = cfg, identity
+
+    def make(self, family: str, shard: int) -> dict[str, Any]:
+        """Make and commit one file; returns its metadata."""
+        from jetfoundry.sim.chain import make_shard  # needs the [sim] extra
+
+        cfg = self._cfg
+        assert cfg.detector is not None
+        made = make_shard(cfg, cfg.detector, family, shard)
+        counts = np.bincount(made.table["jet_label"].to_numpy(), minlength=len(CLASSES))
+        metadata = {
+            "sample": "simulated",
+            "source": "embedded",
+            "family": family,
+            "shard": shard,
+            "jets": len(made.table),
+            "events": made.events,
+            "mode": cfg.mode,
+            "seed": cfg.seed,
+            "pythia_seed": made.pythia_seed,
+            "cpu_seconds": round(made.cpu_seconds, 2),
+            "event_weights": "dropped",
+            "jets_per_class": {CLASSES[i]: int(counts[i]) for i in np.flatnonzero(counts)},
+            "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
+            "fingerprint": self._identity,
+            "settings": {key: value for key, value in config.to_dict(cfg).items() if key not in _FREE},
+        }
+        write_shard(shard_path(cfg.output, family, shard), made.table, metadata)
+        return metadata
+
+
+def _figures(cfg: SimulateConfig, shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of the whole sample from the metadata of its files."""
+    families: dict[str, dict[str, Any]] = {}
+    classes: dict[str, int] = {}
+    for shard in shards:
+        row = families.setdefault(shard["family"], {"files": 0, "jets": 0, "events": 0, "cpu_seconds": 0.0})
+        row["files"] += 1
+        for key in ("jets", "events", "cpu_seconds"):
+            row[key] += shard[key]
+        for name, count in shard["jets_per_class"].items():
+            classes[name] = classes.get(name, 0) + count
+    for row in families.values():
+        row["cpu_seconds"] = round(row["cpu_seconds"], 1)
+        row["jets_per_cpu_second"] = round(row["jets"] / max(row["cpu_seconds"], 0.01), 1)
+    return {
+        "sample": "simulated",
+        "source": "embedded",
+        "mode": cfg.mode,
+        "seed": cfg.seed,
+        "jets": sum(shard["jets"] for shard in shards),
+        "families": families,
+        "jets_per_class": {name: classes[name] for name in CLASSES if name in classes},
+    }
