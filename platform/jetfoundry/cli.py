@@ -40,6 +40,7 @@ def run(
     data YAML or a run folder, say). `usage` is the text that `--help` prints above the table of options.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("numexpr").setLevel(logging.WARNING)  # pandas imports it, it greets
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(help_text(config_class, usage))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its errors about healthy clusters; real ones reach us as exceptions
 }
 
 
@@ -62,11 +64,21 @@ def session(address: str = "", num_cpus: int = 0, object_store_gb: float = 0.5) 
     if ray.is_initialized():
         yield
         return
-    ray.init(**_arguments(address, num_cpus, object_store_gb), log_to_driver=True, logging_level="ERROR")
+    ray.init(**_arguments(address, num_cpus, object_store_gb), logging_level="ERROR")
+    _quiet_data()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _quiet_data() -> None:
+    """Keep Ray Data's plans and timings in its log file, off the terminal."""
+    import ray.data  # noqa: F401 - configures the logger
+
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
 
 
 def _arguments(address: str, num_cpus: int, object_store_gb: float) -> dict[str, Any]:
@@ -78,6 +90,7 @@ def _arguments(address: str, num_cpus: int, object_store_gb: float) -> dict[str,
         "address": "local",
         "num_cpus": num_cpus or os.cpu_count(),
         "include_dashboard": False,
+        "log_to_driver": False,  # errors of tasks are raised here anyway; the rest is chatter of Ray's own actors
         "object_store_memory": int(object_store_gb * 2**30),
     }
     root = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))

@@ -10,7 +10,9 @@ def test_runtime_env_sends_the_library_and_leaves_data_and_runs_at_home():
     env = yaml.safe_load((CLUSTER / "runtime_env.yaml").read_text())
     assert env["py_modules"] == ["platform/jetfoundry"]
     assert env["working_dir"] == "."
-    assert {"data", "runs", ".venv", ".git"} <= set(env["excludes"])
+    assert {"/data/", "/runs/", ".venv/"} <= set((CLUSTER.parent / ".gitignore").read_text().split())
+    rooms = {path.name for path in (CLUSTER.parent / "platform" / "jetfoundry").iterdir()}
+    assert not rooms & set(env["excludes"])  # an unanchored `data` would leave the library's data/ behind
 
 
 def test_autoscaling_cluster_passes_rays_own_validation():

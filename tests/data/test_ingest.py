@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +61,7 @@ def test_every_unit_holds_its_share_of_every_file_to_less_than_one_range():
         own = [(start, stop) for f, start, stop in ranges if f == file]
         assert own[0][0] == 0
         assert own[-1][1] == source.entries
-        assert all(a[1] == b[0] for a, b in zip(own[:-1], own[1:], strict=True))
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(own))
     for unit in plan.units:
         total = sum(r.stop - r.start for r in unit)
         assert abs(total - 10_000) <= 500
@@ -138,7 +142,8 @@ def test_class_pure_files_give_every_shard_its_share_of_every_class(tmp_path, ma
 @pytest.mark.parametrize("kind", ["rntuple", "parquet"])
 def test_the_same_jets_give_the_same_shards_from_every_format(kind, tmp_path, real_table, write_root):
     for name in ("ttree", kind):
-        write_root(tmp_path / name / "jets", real_table, kind=name)
+        suffix = "parquet" if name == "parquet" else "root"
+        write_root(tmp_path / name / f"jets.{suffix}", real_table, kind=name)
         convert_unit(_plan(tmp_path / name), tmp_path / f"{name}-out", 0)
     assert _digests(tmp_path / "ttree-out") == _digests(tmp_path / f"{kind}-out")
 
@@ -216,17 +221,18 @@ def test_a_changed_input_or_setting_is_refused_with_the_difference(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_job_killed_midway_continues_to_the_same_shards(settings, tmp_path, ray_local):
-    def command(output: Path) -> list[str]:
-        shaping = [f"shards.{key}={getattr(settings.shards, key)}" for key in ("jets_per_task", "jets_per_shard")]
-        return [sys.executable, str(JOB), f"input={tmp_path / 'in'}", f"output={output}", "ray.num_cpus=1", *shaping]
-
-    assert subprocess.run(command(tmp_path / "whole"), check=False).returncode == 0
-    process = subprocess.Popen(command(tmp_path / "killed"))
-    while process.poll() is None and not list((tmp_path / "killed").glob("units/*.json")):
-        pass
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "killed" / "manifest.json").exists()
-    assert subprocess.run(command(tmp_path / "killed"), check=False).returncode == 0
-    assert _digests(tmp_path / "killed") == _digests(tmp_path / "whole")
+def test_the_job_killed_midway_continues_to_the_same_shards(settings, tmp_path):
+    plan = _plan(tmp_path / "in", **dataclasses.asdict(settings.shards))
+    for unit in range(len(plan.units)):
+        convert_unit(plan, tmp_path / "whole", unit)
+    command = [sys.executable, str(JOB), f"input={tmp_path / 'in'}", f"output={settings.output}", "ray.num_cpus=1"]
+    command += [f"shards.{key}={value}" for key, value in dataclasses.asdict(settings.shards).items()]
+    job = subprocess.Popen(command, start_new_session=True)
+    folder = Path(settings.output)
+    while job.poll() is None and not list(folder.glob("units/*.json")):
+        time.sleep(0.02)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    assert 0 < len(list(folder.glob("units/*.json"))) < len(plan.units)
+    assert subprocess.run(command, check=False).returncode == 0
+    assert _digests(folder) == _digests(tmp_path / "whole")

@@ -55,7 +55,8 @@ def test_nsubjettiness_of_real_jets_is_reproduced(real_table: pa.Table) -> None:
     tau = jets.nsubjettiness(*real(real_table, "part"), 0.8)
     stored = np.stack([real_table[f"jet_tau{n}"].to_numpy() for n in range(1, 5)], axis=1)
     some = stored[:, 3] > 0
-    assert np.median(tau[some] / stored[some], axis=0) == pytest.approx([1, 1, 1, 1], abs=0.02)
+    # stored constituents are off the clustered ones by the beam spot: agreement of a few per cent only
+    assert np.median(tau[some] / stored[some], axis=0) == pytest.approx([1, 1, 1, 1], abs=0.03)
 
 
 def test_tau_n_vanishes_for_jets_of_n_particles() -> None:

@@ -79,13 +79,16 @@ def ingest(settings: IngestConfig) -> IngestReport:
     paths, stored = expand(settings.input), folder / "plan.json"
     plan = matching_plan(stored, paths, settings.shards, settings.tree) if stored.exists() else None
     new_jets = 0
+    _sweep(folder)
     if plan is None or _missing(plan, folder):
-        with ray_session.session(**dataclasses.asdict(settings.ray)):
-            plan = plan or _new_plan(settings, paths)
-            runs.open_run(folder, settings, may_change=_MAY_CHANGE)
-            for stale in folder.rglob("*.tmp.*"):  # left by a job that was killed
-                stale.unlink(missing_ok=True)
-            new_jets = _convert(plan, folder, _missing(plan, folder))
+        try:
+            with ray_session.session(**dataclasses.asdict(settings.ray)):
+                plan = plan or _new_plan(settings, paths)
+                with shards.writing("configuration", folder):
+                    runs.open_run(folder, settings, may_change=_MAY_CHANGE)
+                new_jets = _convert(plan, folder, _missing(plan, folder))
+        finally:
+            _sweep(folder)
     manifest = write_manifest(plan, folder, settings.sample)
     report = IngestReport(
         folder=folder,
@@ -100,8 +103,15 @@ def ingest(settings: IngestConfig) -> IngestReport:
     )
     figures = config.to_dict(report)
     figures.pop("folder")
-    runs.write_summary(folder, **figures)
+    with shards.writing("summary", folder):
+        runs.write_summary(folder, **figures)
     return report
+
+
+def _sweep(folder: Path) -> None:
+    """Remove unfinished files of tasks that were killed."""
+    for stale in folder.rglob("*.tmp.*"):
+        stale.unlink(missing_ok=True)
 
 
 def _new_plan(settings: IngestConfig, paths: list[Path]) -> Plan:
@@ -111,7 +121,9 @@ def _new_plan(settings: IngestConfig, paths: list[Path]) -> Plan:
         msg = f"none of the inputs can be used: {inventory.set_aside[0].reason}{more}"
         raise InputError(msg)
     plan = make_plan(inventory, settings.shards)
-    files.write_json(Path(settings.output) / "plan.json", plan.to_dict())
+    path = Path(settings.output) / "plan.json"
+    with shards.writing("plan", path):
+        files.write_json(path, plan.to_dict())
     return plan
 
 
@@ -133,7 +145,7 @@ def _convert(plan: Plan, folder: Path, todo: list[int]) -> int:
     import ray
 
     task = functools.partial(_task, plan=plan, folder=folder.resolve())
-    at_once = ray.data.TaskPoolStrategy(size=_tasks_at_once(plan))
+    at_once = ray.data.TaskPoolStrategy(size=min(len(todo), _tasks_at_once(plan)))
     rows = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo))
     entries = sum(r.stop - r.start for unit in todo for r in plan.units[unit])
     jets = set_aside = 0
@@ -205,5 +217,6 @@ def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
         "shards": config.to_dict(plan.config),
         "provenance": runs.provenance(),
     }
-    files.write_json(folder / "manifest.json", manifest)
+    with shards.writing("manifest", folder / "manifest.json"):
+        files.write_json(folder / "manifest.json", manifest)
     return manifest

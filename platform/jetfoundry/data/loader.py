@@ -159,7 +159,7 @@ def _batch(
     jets = jets[np.argsort(lengths, kind="stable")]
     micro = []
     for part in np.array_split(jets, micro_batches):
-        inputs = {name: torch.from_numpy(features.pad(name, part)) for name in features.inputs}
+        inputs = {name: torch.from_numpy(values) for name, values in features.pad_all(part).items()}
         micro.append(MicroBatch(inputs, torch.from_numpy(features.labels[part])))
     observers = {name: values[jets] for name, values in features.observers.items()} if with_observers else {}
     return Batch(tuple(micro), len(jets), observers)

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import dataclasses
 import errno
 import functools
 import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ __all__ = [
     "unpack_counts",
     "verify",
     "write_shard",
+    "writing",
 ]
 
 FORMAT = 1
@@ -104,29 +106,35 @@ def _float_leaves() -> tuple[str, ...]:
     return tuple(c.name + (".list.element" if c.jagged else "") for c in schema.COLUMNS if c.kind == "float32")
 
 
+@contextlib.contextmanager
+def writing(what: str, path: Path) -> Iterator[None]:
+    """Turn a refusal of the operating system (no space left, say) into an InputError that names file and reason."""
+    try:
+        yield
+    except OSError as error:
+        code = errno.errorcode.get(error.errno or 0, "OSError")
+        msg = f"{what}: cannot write {path}: {error.strerror or error} ({code})"
+        raise InputError(msg) from error
+
+
 def write_shard(folder: Path, relative: str, table: pa.Table, row_group: int) -> dict[str, Any]:
     """Write one shard atomically; return what the sidecar says of it.
 
     Raises InputError with the operating system's reason if it cannot be written (no space left, say).
     """
     path = folder / relative
-    try:
-        with files.committed(path) as temporary:
-            pq.write_table(
-                table,
-                temporary,
-                row_group_size=row_group,
-                compression="zstd",
-                compression_level=_LEVEL,
-                use_dictionary=False,
-                use_byte_stream_split=list(_float_leaves()),
-                write_page_checksum=True,
-            )
-            size, digest = temporary.stat().st_size, files.sha256_file(temporary)
-    except OSError as error:
-        code = errno.errorcode.get(error.errno or 0, "OSError")
-        msg = f"shard {relative}: cannot write {path}: {error.strerror or error} ({code})"
-        raise InputError(msg) from error
+    with writing(f"shard {relative}", path), files.committed(path) as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            row_group_size=row_group,
+            compression="zstd",
+            compression_level=_LEVEL,
+            use_dictionary=False,
+            use_byte_stream_split=list(_float_leaves()),
+            write_page_checksum=True,
+        )
+        size, digest = temporary.stat().st_size, files.sha256_file(temporary)
     label = table.column("jet_label").to_numpy()
     return {
         "path": relative,

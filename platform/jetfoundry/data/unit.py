@@ -40,9 +40,6 @@ def convert_unit(plan: Plan, folder: Path, unit: int) -> dict[str, Any]:
     faults: list[dict[str, Any]] = []
     jets = _concatenate(list(_read(plan, unit, faults)))
     written, histograms = _write(plan, folder, unit, jets)
-    if faults:
-        lines = "".join(json.dumps(fault) + "\n" for fault in faults)
-        files.write_text(shards.sidecar_path(folder, unit).with_suffix(".set-aside.jsonl"), lines)
     unreadable = [fault for fault in faults if fault["reason"] == "unreadable"]
     reasons = collections.Counter(fault["reason"] for fault in faults if fault["reason"] != "unreadable")
     sidecar = {
@@ -57,7 +54,12 @@ def convert_unit(plan: Plan, folder: Path, unit: int) -> dict[str, Any]:
         "entries": sum(r.stop - r.start for r in plan.units[unit]),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    files.write_json(shards.sidecar_path(folder, unit), sidecar)
+    path = shards.sidecar_path(folder, unit)
+    with shards.writing(f"unit {unit}", path):
+        if faults:
+            lines = "".join(json.dumps(fault) + "\n" for fault in faults)
+            files.write_text(path.with_suffix(".set-aside.jsonl"), lines)
+        files.write_json(path, sidecar)
     del jets
     gc.collect()  # uproot's models refer to each other in circles; a worker lives for many units
     return sidecar

@@ -40,4 +40,5 @@ def padded_batches(model: ModelFile, jets: pa.Table) -> list[dict[str, Floats]]:
         raise InputError(msg)
     edges = np.minimum(np.cumsum([0, *_BATCHES]), number)
     parts = [np.arange(begin, end) for begin, end in itertools.pairwise(edges) if end > begin]
-    return [{name: features.pad(name, part) for name in INPUTS} for part in parts]
+    padded = (features.pad_all(part) for part in parts)
+    return [{name: inputs[name] for name in INPUTS} for inputs in padded]

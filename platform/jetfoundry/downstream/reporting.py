@@ -107,6 +107,10 @@ def _spread(values: Sequence[float | None]) -> str | None:
     return f"{np.mean(known):.4f}" + (f" ± {np.std(known, ddof=1):.4f}" if len(known) > 1 else "")
 
 
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
 def _transfers(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     return [(path.parent, files.read_json(path)) for path in sorted(run.glob("transfer/*/summary.json"))]
 
@@ -117,21 +121,21 @@ def result_table(run: Path) -> Rows:
     if (run / "summary.json").exists():
         summary = files.read_json(run / "summary.json")
         evaluation = summary["evaluation"]
-        rows.append({"what": "validation accuracy, all classes", "value": evaluation["accuracy"]})
+        rows.append({"what": "validation accuracy, all classes", "value": _figure(evaluation["accuracy"])})
         for name, figures in evaluation["discriminants"].items():
-            rows.append({"what": f"AUC {name}, from the model's scores", "value": figures["auc"]})
+            rows.append({"what": f"AUC {name}, from the model's scores", "value": _figure(figures["auc"])})
             rows += [
                 {"what": f"rejection at {point['efficiency']:.0%}, {name}", "value": format_rejection(point)}
                 for point in figures["rejections"]
             ]
-        rows.append({"what": "training speed [jets/s]", "value": summary["training"]["timing"]["jets_per_s"]})
+        rows.append({"what": "training speed [jets/s]", "value": f"{summary['training']['timing']['jets_per_s']:,.0f}"})
     for _, summary in _transfers(run):
         for row in summary["table"]:
             figure = "AUC" if row.get("AUC") and len(summary["classes"][row["task"]]) == 2 else "accuracy"
             rows.append({"what": f"{row['task']}, {row['method']}: {figure}", "value": row.get(figure)})
     if (run / "export.json").exists():
         export = files.read_json(run / "export.json")
-        rows.append({"what": "ONNX against PyTorch, largest difference", "value": export["max_difference"]})
+        rows.append({"what": "ONNX against PyTorch, largest difference", "value": f"{export['max_difference']:.1e}"})
     return rows
 
 

@@ -93,7 +93,8 @@ def score_table(network: Network, table: pa.Table, batch_size: int = 256) -> Sco
     jets = len(features.rows)
     order = np.argsort(np.diff(features.offsets), kind="stable")
     parts = [order[begin : begin + batch_size] for begin in range(0, jets, batch_size)]
-    done = [network.run({name: features.pad(name, part) for name in INPUTS}) for part in parts]
+    padded = (features.pad_all(part) for part in parts)
+    done = [network.run({name: inputs[name] for name in INPUTS}) for inputs in padded]
     if not done:
         return Scored(
             features.rows, *(np.empty((0, n), np.float32) for n in (len(network.classes), network.latent_dim))

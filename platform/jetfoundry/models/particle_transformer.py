@@ -101,9 +101,16 @@ class ParticleEmbedding(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """(B, F, P) and mask (B, 1, P) -> (B, P, D), zero for padding."""
-        real = mask.transpose(1, 2)  # (B, P, 1)
-        x = features.transpose(1, 2).masked_fill(~real, 0)  # (B, P, F)
-        return self.layers(self.norm(x, real)).masked_fill(~real, 0)
+        real = mask.squeeze(1)  # (B, P)
+        if torch.compiler.is_exporting():
+            x = features.transpose(1, 2).masked_fill(~real[..., None], 0)  # (B, P, F)
+            return self.layers(self.norm(x)).masked_fill(~real[..., None], 0)
+        jet, slot = real.nonzero(as_tuple=True)
+        rows = features[jet, :, slot].to(self.norm.weight.dtype)  # (particles, F)
+        rows = self.layers(self.norm(rows))  # (particles, D)
+        x = rows.new_zeros(*real.shape, rows.shape[-1])
+        x[jet, slot] = rows
+        return x
 
 
 class PairEmbedding(nn.Module):
@@ -137,7 +144,7 @@ class PairEmbedding(nn.Module):
         return bias.movedim(-1, 1).contiguous()  # (B, P, P, H) -> (B, H, P, P)
 
     def _embed(self, pairs: Tensor) -> Tensor:
-        return self.layers(self.norm(pairs, torch.ones_like(pairs[..., :1], dtype=torch.bool)))
+        return self.layers(self.norm(pairs))
 
 
 class ClassReadout(nn.Module):

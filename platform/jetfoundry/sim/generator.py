@@ -7,6 +7,7 @@ MPI state carry over, and then a file would depend on what the actor had made be
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,30 +93,26 @@ class Generator:
         return _flatten(record.prt)
 
 
+_FLAG_WORDS = ("on", "yes", "true", "1", "off", "no", "false", "0")
+_PARTICLE_NUMBER = re.compile(r"\d+:(m0|mWidth|mMin|mMax|tau0)")
+
+
 def _apply(pythia: Any, line: str) -> None:
-    """Set one 'Key = value'. Pythia takes junk values in silence ('MPI = maybe' is off), so they are checked here."""
+    """Set one 'Key = value'. Pythia takes some junk in silence ('MPI = maybe' is off), so values are checked here."""
     key, equals, text = (part.strip() for part in line.partition("="))
-    settings = pythia.settings
     if not equals or not pythia.readString(line, False):
         msg = f"Pythia setting {line!r}: unknown key or value out of range"
         raise ConfigError(msg)
-    checks = ((settings.isFlag, _is_flag), (settings.isMode, _is_number), (settings.isParm, _is_number))
-    for belongs, valid in checks:
-        if belongs(key) and not valid(text):
-            msg = f"Pythia setting {line!r}: wanted {'on or off' if valid is _is_flag else 'a number'}, got {text!r}"
-            raise ConfigError(msg)
-
-
-def _is_flag(text: str) -> bool:
-    return text.lower() in ("on", "off", "true", "false", "yes", "no")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    wanted = ""
+    if pythia.settings.isFlag(key) and text.lower() not in _FLAG_WORDS:
+        wanted = "on or off"
+    elif pythia.settings.isMode(key) and not re.fullmatch(r"[+-]?\d+", text):
+        wanted = "an integer"
+    elif _PARTICLE_NUMBER.fullmatch(key) and not re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", text, re.IGNORECASE):
+        wanted = "a number"
+    if wanted:
+        msg = f"Pythia setting {line!r}: wanted {wanted}, got {text!r}"
+        raise ConfigError(msg)
 
 
 def _flatten(record: ak.Array) -> Events:

@@ -49,12 +49,12 @@ def resonance_truth(events: Events, jets: Jets, cfg: JetConfig) -> JetTruth:
     owner = np.flatnonzero(candidate >= 0)
     chosen = candidate[owner]
     product, tau = _ordered_pair(events, found, jets, owner, chosen)
-    from_tau = truth.products_of(events, tau.ravel()).reshape(len(owner), -1) if len(owner) else tau
+    from_tau = truth.products_of(events, tau.ravel())
     blocks = [
         (_X, found.x[chosen][:, None]),
         (_Y, found.y[chosen]),
         (_PRODUCT, product),
-        (_FROM_TAU, from_tau),
+        (_FROM_TAU, from_tau.reshape(len(owner), 4 * from_tau.shape[1])),
     ]
     position = np.concatenate([block for _, block in blocks], axis=1)
     role = np.concatenate([np.full(block.shape[1], code) for code, block in blocks])

@@ -1,0 +1,99 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from jetfoundry import config, runs
+from jetfoundry.data.shards import open_shards
+from jetfoundry.errors import CheckpointError, ConfigError
+from jetfoundry.models.checkpoints import load_model
+from jetfoundry.train.ray_worker import pretrain, steps_per_epoch
+from jetfoundry.train.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "model.change={embed_dims: [8, 8], pair_embed_dims: [4], num_layers: 1, num_heads: 2, fc_dims: [8]}",
+    "loader.batch_size=32",
+    "loader.micro_batches=2",
+    "train.epochs=2",
+    "train.log_steps=1",
+    "workers.threads=1",
+]
+
+
+def recipe(data, run, *overrides):
+    fixed = [f"features={ROOT / 'datasets' / 'jetclass2.yaml'}", f"data={data}", f"run={run}", *SMALL]
+    return config.read(Recipe, None, [*fixed, *overrides])
+
+
+def rows(run, key):
+    return [(row["step"], row[key]) for row in runs.read_metrics(run / "metrics.jsonl") if key in row]
+
+
+@pytest.mark.ray
+def test_two_workers_train_one_model_and_leave_everything_a_run_needs(ray_local, tmp_path, toy_shards):
+    data = toy_shards(tmp_path / "shards", train=400, val=120)
+    two = recipe(data, tmp_path / "run", "workers.num_workers=2", "workers.cpus_per_worker=0.5")
+    run = runs.open_run(two.run, two)
+    result = pretrain(two, run)
+    assert result["steps_per_epoch"] == steps_per_epoch(two, open_shards(data, "train"))
+    assert [step for step, _ in rows(run, "val_loss")] == [result["steps_per_epoch"], 2 * result["steps_per_epoch"]]
+    assert result["best"]["val_jets"] == 120  # both workers' halves
+    model = load_model(run / "model.pt")
+    assert len(model.classes) == 188
+    assert model.meta["manifest_hash"] == open_shards(data, "train").manifest_hash
+    assert "part_d0val" in model.data_yaml
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints"}
+    phases = set(result["timing"])
+    assert {"data/wait", "train/forward", "train/backward", "train/optimizer", "jets_per_s"} <= phases
+
+
+def test_unknown_preset_and_model_option_name_the_nearest(tmp_path, toy_shards):
+    data = toy_shards(tmp_path / "shards", train=100, val=20)
+    with pytest.raises(ConfigError, match="unknown preset 'demmo'; nearest: demo"):
+        pretrain(recipe(data, tmp_path / "run", "model.preset=demmo"), tmp_path)
+    with pytest.raises(ConfigError, match="unknown key 'num_layer'; nearest: num_layers"):
+        pretrain(recipe(data, tmp_path / "run", "model.change={num_layer: 2}"), tmp_path)
+
+
+def test_a_run_folder_refuses_another_configuration_but_not_another_address(tmp_path):
+    runs.open_run(tmp_path / "run", recipe("d", "r"))
+    runs.open_run(tmp_path / "run", recipe("d", "r", "ray.num_cpus=7"), may_change=["ray.num_cpus"])
+    with pytest.raises(CheckpointError, match=r"train.epochs: was 2, now 9"):
+        runs.open_run(tmp_path / "run", recipe("d", "r", "train.epochs=9"))
+
+
+def start(data, run):
+    arguments = [f"data={data}", f"run={run}", *SMALL, "train.epochs=4", "train.checkpoint_steps=5", "discriminants=[]"]
+    command = [sys.executable, "jobs/pretrain.py", "jobs/recipes/demo.yaml", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, stderr=subprocess.PIPE)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_with_signal_9_and_started_again_it_ends_with_the_same_model_and_history(tmp_path, toy_shards):
+    data = toy_shards(tmp_path / "shards", train=600, val=60)
+    quiet = start(data, tmp_path / "quiet")
+    assert quiet.wait(200) == 0, quiet.stderr.read().decode()
+
+    killed = start(data, tmp_path / "killed")
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "killed" / "checkpoints").glob("step_*/state.pt")):
+        assert killed.poll() is None, killed.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "model.pt").exists()
+
+    again = start(data, tmp_path / "killed")
+    assert again.wait(200) == 0, again.stderr.read().decode()
+    assert rows(tmp_path / "killed", "val_loss") == rows(tmp_path / "quiet", "val_loss")
+    one, two = (load_model(tmp_path / name / "model.pt").weights for name in ("quiet", "killed"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
