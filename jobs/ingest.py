@@ -28,8 +28,9 @@ def main(config: IngestConfig) -> int:
 def tell(report: IngestReport) -> None:
     """Print the figures, then one line for each thing that was set aside."""
     jets = ", ".join(f"{split} {rows:,}" for split, rows in report.jets.items())
-    rate = f" ({report.new_jets / report.seconds:,.0f} jets/s)" if report.new_jets else " (nothing new to do)"
-    print(f"{report.folder}: {jets} jets in {report.seconds:.1f} s{rate}, content {report.manifest_hash[:12]}")
+    new = f"{report.new_jets:,} new in {report.seconds:.1f} s" if report.new_jets else "nothing was left to do"
+    rate = sum(report.jets.values()) / report.cpu_seconds
+    print(f"{report.folder}: {jets} jets; {new}, {rate:,.0f} per CPU-second; content {report.manifest_hash[:12]}")
     for reason, count in report.set_aside_jets.items():
         print(f"set aside: {count:,} jets, {reason}")
     for message in report.set_aside_ranges[:_LISTED]:

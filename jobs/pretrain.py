@@ -12,10 +12,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from jetfoundry import cli, config, files, ray_session, runs
 from jetfoundry.data.ingest import IngestConfig, ingest
 from jetfoundry.data.shards import open_shards
-
-from jetfoundry import cli, config, files, ray_session, runs
 from jetfoundry.downstream.embeddings import embed
 from jetfoundry.downstream.reporting import evaluation_plots, result_table, write_report
 from jetfoundry.evaluate.tables import terminal_table
@@ -33,11 +32,12 @@ def prepare(recipe: Recipe) -> None:
     made = Path(recipe.data) / "manifest.json"
     if made.exists() or not recipe.prepare.simulate:
         return
-    from jetfoundry.sim.run import SimulationConfig, simulate  # needs the [sim] extra
+    from jetfoundry.sim.run import simulate  # needs the [sim] extra
+    from jetfoundry.sim.settings import SimulateConfig
 
     overrides = [f"output={recipe.prepare.root}", f"jets={recipe.prepare.jets}"]
-    simulate(config.read(SimulationConfig, recipe.prepare.simulate, overrides))
-    ingest(IngestConfig(input=(f"{recipe.prepare.root}/*.root",), output=recipe.data, features=recipe.features))
+    simulate(config.read(SimulateConfig, recipe.prepare.simulate, overrides))
+    ingest(IngestConfig(data=recipe.features, input=(f"{recipe.prepare.root}/*.root",), output=Path(recipe.data)))
 
 
 def evaluate(recipe: Recipe, run: Path, sample: str) -> dict[str, object]:

@@ -119,6 +119,7 @@ def _write_root(
     kind: str = "ttree",
     tree: str = "tree",
     cluster: int | None = None,
+    compression: uproot.compression.Compression | None = uproot.ZLIB(1),  # noqa: B008 - immutable
     **replace: Any,
 ) -> Path:
     """Write `table` (or name -> NumPy or awkward array) as `kind`: ttree, rntuple or parquet.
@@ -138,7 +139,7 @@ def _write_root(
     rows = len(next(iter(arrays.values())))
     step = cluster or max(rows, 1)
     types = {name: array.type if isinstance(array, ak.Array) else array.dtype for name, array in arrays.items()}
-    with uproot.recreate(path) as file:
+    with uproot.recreate(path, compression=compression) as file:
         if kind == "rntuple":
             file.mkrntuple(tree, {name: array[:step] for name, array in arrays.items()})
         else:

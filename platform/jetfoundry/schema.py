@@ -79,12 +79,12 @@ _GENPART = (
     ("genpart_py", _F, "GeV", "y momentum"),
     ("genpart_pz", _F, "GeV", "z momentum"),
     ("genpart_energy", _F, "GeV", "energy"),
-    ("genpart_jet_deta", _F, "", "sign(genjet_eta) * (eta - genjet_eta)"),
-    ("genpart_jet_dphi", _F, "rad", "phi - genjet_phi, wrapped"),
+    ("genpart_jet_deta", _F, "", "sign(jet_eta) * (eta - jet_eta), relative to the reconstructed jet"),
+    ("genpart_jet_dphi", _F, "rad", "phi - jet_phi, wrapped, relative to the reconstructed jet"),
     ("genpart_x", _F, "mm", "x of the production vertex"),
     ("genpart_y", _F, "mm", "y of the production vertex"),
     ("genpart_z", _F, "mm", "z of the production vertex"),
-    ("genpart_t", _F, "mm/c", "time of the production vertex"),
+    ("genpart_t", _F, "s", "time of the production vertex"),
     ("genpart_pid", _I, "", "PDG id"),
 )
 _GENJET = (

@@ -43,6 +43,15 @@ def test_clusters_are_where_the_file_was_flushed(kind, tmp_path, make_jets, writ
         assert reader.clusters().tolist() == [0, 25, 50, 60]
 
 
+@pytest.mark.parametrize("kind", ["ttree", "rntuple"])
+def test_jets_of_an_uncompressed_file_outlive_it(kind, tmp_path, make_jets, write_root):
+    jets = make_jets(60)
+    path = write_root(tmp_path / "jets.root", jets, kind=kind, compression=None)
+    table = _read(path)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert table.drop_columns(["source_file", "source_entry"]).equals(jets)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_range_of_a_big_row_group_does_not_keep_the_rest_in_memory(kind, tmp_path, make_jets, write_root):
     path = write_root(tmp_path / "jets", make_jets(2000), kind=kind)

@@ -207,6 +207,15 @@ def test_a_batch_without_accepted_jets_gives_an_empty_table(card: DetectorCard) 
     assert table.schema.equals(schema.arrow_schema())
 
 
+def test_a_selection_that_nothing_passes_ends_with_an_error(
+    card: DetectorCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "_HOPELESS", 20)
+    cfg = configured("selection.pt=[2499.9, 2500.0]", "mode=fast", "batch_events=15")
+    with pytest.raises(ConfigError, match=r"QCD: no jet in 30 events passes the selection"):
+        chain.make_shard(cfg, card, "QCD", 0)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

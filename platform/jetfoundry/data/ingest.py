@@ -23,7 +23,7 @@ from jetfoundry import config, files, ray_session, runs
 from jetfoundry.data import shards
 from jetfoundry.data.features import load_data_config
 from jetfoundry.data.inventory import SetAsideFile, expand, take_inventory
-from jetfoundry.data.plan import SPLITS, Plan, ShardConfig, make_plan, matching_plan
+from jetfoundry.data.plan import Plan, ShardConfig, make_plan, matching_plan
 from jetfoundry.data.root import jet_schema
 from jetfoundry.data.unit import convert_unit
 from jetfoundry.errors import InputError
@@ -59,7 +59,8 @@ class IngestReport:
     set_aside_entries: int  # in these ranges
     set_aside_jets: dict[str, int]  # by reason, see check.py
     new_jets: int  # written by this run; the others were there already
-    seconds: float
+    seconds: float  # of this run, Ray's start included
+    cpu_seconds: float  # of all units
 
     @property
     def complete(self) -> bool:
@@ -100,6 +101,7 @@ def ingest(settings: IngestConfig) -> IngestReport:
         set_aside_jets=manifest["set_aside"]["jets"],
         new_jets=new_jets,
         seconds=time.perf_counter() - started,
+        cpu_seconds=manifest["cpu_seconds"],
     )
     figures = config.to_dict(report)
     figures.pop("folder")
@@ -202,7 +204,7 @@ def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
         "sample": sample or " + ".join(sorted({source.sample for source in plan.inventory.sources} - {""})),
         "columns": jet_schema().names,
         "row_group": plan.config.row_group,
-        "splits": {split: shards.gather(split, sidecars) for split in SPLITS},
+        "splits": {split: shards.gather(split, sidecars) for split in shards.SPLITS},
         "histogram_edges": {"jet_pt": shards.PT_EDGES, "jet_sdmass": shards.MASS_EDGES},
         "inputs": [
             {"path": source.path, "kind": source.kind, "tree": source.tree, "entries": source.entries}
@@ -214,6 +216,7 @@ def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
             "ranges": ranges,
             "jets": dict(sorted(reasons.items())),
         },
+        "cpu_seconds": sum(sidecar["cpu_seconds"] for sidecar in sidecars),
         "shards": config.to_dict(plan.config),
         "provenance": runs.provenance(),
     }

@@ -65,7 +65,7 @@ def expand(inputs: Iterable[str]) -> list[Path]:
     """
     found: set[Path] = set()
     for text in inputs:
-        names = [text] if Path(text).exists() else [name for name in re.split(r"[\s,]+", text) if name]
+        names = [text] if Path(text).expanduser().exists() else [name for name in re.split(r"[\s,]+", text) if name]
         for name in names:
             found.update(path.resolve() for path in _matches(name))
     if not found:
@@ -75,7 +75,7 @@ def expand(inputs: Iterable[str]) -> list[Path]:
 
 
 def _matches(name: str) -> list[Path]:
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_dir():
         files = [file for file in path.iterdir() if file.suffix in _SUFFIXES]
     elif path.exists():

@@ -30,9 +30,7 @@ from jetfoundry import config, files
 from jetfoundry.data.inventory import Inventory, SetAsideFile, Source, stamp
 from jetfoundry.errors import InputError
 
-__all__ = ["SPLITS", "Plan", "Range", "ShardConfig", "cut", "make_plan", "matching_plan", "split_of"]
-
-SPLITS: tuple[str, ...] = ("train", "val", "test")
+__all__ = ["Plan", "Range", "ShardConfig", "cut", "make_plan", "matching_plan", "split_of"]
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _DECODINGS = 4  # times a cluster may be decoded so that more units get a share of it
@@ -45,7 +43,7 @@ class ShardConfig:
     """What decides the content of the shards. A change of any of these needs a new output folder."""
 
     jets_per_shard: int = config.option(10_000, "jets of one shard file, about")
-    jets_per_task: int = config.option(100_000, "jets one task holds in memory and mixes, at about 10 kB each")
+    jets_per_task: int = config.option(100_000, "jets one task holds in memory and mixes, about 10 kB each")
     row_group: int = config.option(1000, "jets of one Parquet row group, the unit of reading in training")
     chunk: int = config.option(0, "entries taken from one place of a file; 0 = as fair mixing needs")
     val: float = config.option(0.1, "fraction of jets for validation")
@@ -184,7 +182,7 @@ def matching_plan(path: Path, paths: Sequence[Path], settings: ShardConfig, tree
 
 
 def split_of(path: str, entries: npt.NDArray[np.int64], val: float, test: float) -> npt.NDArray[np.int8]:
-    """Index into SPLITS (B,) for the jets at `entries` (B,) of the file `path`: hash(file stem, entry) -> [0, 1)."""
+    """Index into `shards.SPLITS` (B,) of the jets at `entries` (B,) of the file `path`, from hash(file stem, entry)."""
     stem = int.from_bytes(hashlib.sha256(Path(path).stem.encode()).digest()[:8], "little")
     uniform = (_splitmix64(entries.astype(np.uint64) + np.uint64(stem)) >> np.uint64(11)) * 2.0**-53
     return np.select([uniform < val, uniform < val + test], [1, 2], 0).astype(np.int8)

@@ -89,7 +89,7 @@ def open_jets(path: str | Path, *, tree: str = "", file_index: int = 0) -> Itera
             if kind == "parquet":
                 opened = stack.enter_context(pq.ParquetFile(path, page_checksum_verification=True))
             else:
-                opened = stack.enter_context(uproot.open(path, handler=uproot.MemmapSource))
+                opened = stack.enter_context(uproot.open(path, handler=uproot.MemmapSource, array_cache=None))
         if kind == "parquet":
             sample = (opened.metadata.metadata or {}).get(_SAMPLE.encode(), b"").decode()
             yield _ParquetReader(path=where, kind=kind, tree="", file_index=file_index, sample=sample, handle=opened)

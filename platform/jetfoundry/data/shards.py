@@ -32,7 +32,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jetfoundry import files, schema
-from jetfoundry.data.plan import SPLITS
 from jetfoundry.errors import InputError, nearest
 from jetfoundry.labels import CLASSES
 
@@ -40,6 +39,7 @@ __all__ = [
     "FORMAT",
     "MASS_EDGES",
     "PT_EDGES",
+    "SPLITS",
     "RowGroup",
     "ShardSet",
     "content_hash",
@@ -58,6 +58,9 @@ __all__ = [
 
 FORMAT = 1
 """Version of the folder's layout, stored in the manifest; readers refuse a newer one."""
+
+SPLITS: tuple[str, ...] = ("train", "val", "test")
+"""Names of the splits and of their folders."""
 
 PT_EDGES: tuple[float, ...] = (200, 240, 287, 344, 412, 493, 590, 707, 847, 1014, 1215, 1455, 1743, 2087, 2500)
 """Edges of jet_pt [GeV] of the histogram that reweighting uses (JetClass-II card, arXiv:2405.12972)."""

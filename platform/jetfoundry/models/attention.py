@@ -91,8 +91,11 @@ class Attention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         if self.training and query.device.type == "cpu":
             # torch has no fused CPU kernel for a bias with a gradient, and its dropout is slow (see `Dropout`).
-            scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5 + bias  # (B, H, P_query, P)
-            out = self.dropout(scores.softmax(-1)) @ value
+            jets_heads, scale = query.shape[:2], query.shape[-1] ** -0.5
+            query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)  # (B * H, P, D/H)
+            bias = bias.expand(*jets_heads, -1, -1).flatten(0, 1)
+            scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale)  # (B * H, P_query, P)
+            out = torch.bmm(self.dropout(scores.softmax(-1)), value).unflatten(0, jets_heads)
         else:
             rate = self.dropout.rate if self.training else 0.0
             out = F.scaled_dot_product_attention(query, key, value, bias, rate)

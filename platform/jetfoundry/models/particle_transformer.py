@@ -133,15 +133,15 @@ class PairEmbedding(nn.Module):
             return bias + mask_bias(mask, bias.dtype)[:, :, None, :]
         real = mask.squeeze(1)  # (B, P)
         jet, a, b = (real[:, :, None] & real[:, None, :]).tril().nonzero(as_tuple=True)  # N pairs with a >= b
+        length = real.shape[1]
+        a, b = a + jet * length, b + jet * length  # particles counted through the batch
         with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
-            length = real.shape[1]
             flat = particles.flatten(1)  # (7, B * P)
-            pairs = pair_features(flat[:, jet * length + a], flat[:, jet * length + b])  # (N, 4)
+            pairs = pair_features(flat.index_select(1, a), flat.index_select(1, b))  # (N, 4)
         heads = self._embed(pairs)  # (N, H)
-        bias = mask_bias(mask, heads.dtype)[..., None].expand(-1, length, -1, heads.shape[1]).contiguous()
-        bias[jet, a, b] = heads
-        bias[jet, b, a] = heads
-        return bias.movedim(-1, 1).contiguous()  # (B, P, P, H) -> (B, H, P, P)
+        bias = mask_bias(mask, heads.dtype)[..., None].expand(-1, length, -1, heads.shape[1]).flatten(0, 2)
+        bias = bias.index_copy(0, a * length + b % length, heads).index_copy(0, b * length + a % length, heads)
+        return bias.view(*real.shape, length, -1).movedim(-1, 1).contiguous()  # (B * P * P, H) -> (B, H, P, P)
 
     def _embed(self, pairs: Tensor) -> Tensor:
         return self.layers(self.norm(pairs))

@@ -10,7 +10,7 @@ PRESETS: dict[str, ParTConfig] = {
     # For a laptop: trains at some thousand jets per second on two cores. Dropout only where it is cheap.
     "demo": ParTConfig(
         embed_dims=(64, 64),
-        pair_embed_dims=(16, 16),
+        pair_embed_dims=(16,),
         num_heads=4,
         num_layers=3,
         num_class_layers=1,

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from jetfoundry.errors import ConfigError
 from jetfoundry.sim import columns, jets, truth
 from jetfoundry.sim.detector import DetectorCard
 from jetfoundry.sim.generator import Events, Generator
@@ -35,6 +36,7 @@ __all__ = ["Shard", "analyse", "make_shard"]
 Array = npt.NDArray[Any]
 
 _NEUTRINOS = (12, 14, 16)
+_HOPELESS = 2000  # events without any jet
 _LARGEST_PZ, _LARGEST_ETA = 10_000.0, 5.0  # constituents beyond are not stored, so they are not clustered
 
 
@@ -62,6 +64,10 @@ def make_shard(cfg: SimulateConfig, card: DetectorCard, family: str, shard: int)
         batch = generator.batch(min(cfg.batch_events, math.ceil(wanted)))  # the last batch is cut to what is missing
         tables.append(analyse(batch, cfg, card, detector_rng, qcd=resonance is None))
         made, events = made + len(tables[-1]), events + len(batch)
+        if not made and events > _HOPELESS:
+            msg = f"{family}: no jet in {events} events passes the selection (pt {cfg.selection.pt}, sdmass "
+            msg += f"{cfg.selection.sdmass}) with a label; check the spectrum and the cuts"
+            raise ConfigError(msg)
     table = pa.concat_tables(tables).slice(0, cfg.jets_per_shard).combine_chunks()
     return Shard(table, events, pythia_seed, time.process_time() - started)
 
