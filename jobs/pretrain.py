@@ -37,7 +37,7 @@ def prepare(recipe: Recipe) -> None:
 
     overrides = [f"output={recipe.prepare.root}", f"jets={recipe.prepare.jets}"]
     simulate(config.read(SimulateConfig, recipe.prepare.simulate, overrides))
-    ingest(IngestConfig(data=recipe.features, input=(f"{recipe.prepare.root}/*.root",), output=Path(recipe.data)))
+    ingest(IngestConfig(features=recipe.features, input=(f"{recipe.prepare.root}/*.root",), output=recipe.data))
 
 
 def evaluate(recipe: Recipe, run: Path, sample: str) -> dict[str, object]:

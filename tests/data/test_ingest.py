@@ -63,25 +63,30 @@ def test_every_unit_holds_its_share_of_every_file_to_less_than_one_range():
         assert own[-1][1] == source.entries
         assert all(a[1] == b[0] for a, b in itertools.pairwise(own))
     for unit in plan.units:
-        total = sum(r.stop - r.start for r in unit)
-        assert abs(total - 10_000) <= 500
-        for file, source in enumerate(sources):
-            share = sum(r.stop - r.start for r in unit if r.file == file)
-            assert abs(share - source.entries / 10) < 2 * 500
+        assert abs(sum(r.stop - r.start for r in unit) - 10_000) <= 1000
+        for file in range(len(sources)):
+            whole = sum(own == file for own, _, _ in ranges)
+            assert abs(sum(r.file == file for r in unit) - whole / 10) < 1
 
 
 def test_a_file_sorted_by_class_is_spread_over_all_units():
-    plan = make_plan(Inventory((_source("sorted.root", 100_000, 500),), ()), ShardConfig(jets_per_task=10_000))
+    plan = make_plan(Inventory((_source("sorted.root", 200_000, 1000),), ()), ShardConfig(jets_per_task=20_000))
     for unit in plan.units:
         middles = np.array([(r.start + r.stop) / 2 for r in unit])
-        assert np.histogram(middles, bins=4, range=(0, 100_000))[0].min() >= len(unit) // 4 - 2
+        assert len(unit) == 20
+        assert np.histogram(middles, bins=4, range=(0, 200_000))[0].min() >= 4
 
 
-def test_big_clusters_are_not_decoded_more_than_about_four_times():
-    sources = tuple(_source(f"{i}.root", 100_000, 15_000) for i in range(100))
-    plan = make_plan(Inventory(sources, ()), ShardConfig())
-    lengths = [r.stop - r.start for unit in plan.units for r in unit]
-    assert np.mean(lengths) >= 15_000 / 5
+def test_ranges_are_whole_clusters_unless_files_are_too_small_to_reach_every_unit():
+    def lengths(files: int, entries: int, cluster: int) -> np.ndarray:
+        sources = tuple(_source(f"{i}.root", entries, cluster) for i in range(files))
+        plan = make_plan(Inventory(sources, ()), ShardConfig())
+        return np.array([r.stop - r.start for unit in plan.units for r in unit])
+
+    assert set(lengths(4, 100_000, 5000)) == {5000}  # 7 units, 20 clusters a file
+    assert set(lengths(4, 100_000, 100)) == {1000}  # small clusters are joined
+    assert set(lengths(200, 2500, 2500)) == {625}  # class-pure small files, 8 units: 313 wanted, a quarter taken
+    assert lengths(100, 100_000, 15_000).mean() > 15_000 / 5  # no cluster is decoded more than about four times
 
 
 def test_a_plan_survives_its_file():
@@ -156,7 +161,7 @@ def settings(tmp_path, make_jets, write_root):
     """Six units from two files."""
     for name, jets in (("a", 400), ("b", 200)):
         write_root(tmp_path / "in" / f"{name}.root", make_jets(jets), cluster=50)
-    shards = ShardConfig(jets_per_task=100, jets_per_shard=40, row_group=20)
+    shards = ShardConfig(jets_per_task=100, jets_per_shard=40, row_group=20, chunk=25)
     return IngestConfig(input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), shards=shards)
 
 

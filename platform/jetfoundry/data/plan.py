@@ -1,13 +1,16 @@
 """The plan of an ingest: which entry ranges of which files make which unit. A pure function of inputs and settings.
 
 A unit is what one task reads, mixes in memory and writes. The rule that gives each unit a fair share of each file:
-1. A file of n entries is cut into ranges at its cluster boundaries (`cut`); the aim is n / units entries, but not
-   less than a quarter of a cluster: a basket would be decoded over and over for a finer mix.
+1. A file of n entries is cut into ranges at its cluster boundaries (`cut`). The aim is one cluster, or n / units
+   entries if that is less, so that every unit gets something of the file; but not less than a quarter of a
+   cluster, since each of its ranges decodes the whole of it.
 2. The ranges of a file are ordered by the fractional part of j * golden ratio (j = 0, 1, … along the file), so any
    run of neighbours in that order is spread evenly over the file, also if its entries are sorted by class.
-3. The k-th range in that order of a file with m ranges stands at (k + u) / m of the whole, u in [0, 1) fixed per file.
-4. All ranges sorted by that place are cut into units of equal numbers of entries.
-Bound: a unit that spans a fraction w of the whole holds w * m ranges of a file with m ranges, to less than one.
+3. The k-th range in that order of a file with m ranges stands at (k + u) / m in [0, 1), u in [0, 1) fixed per file,
+   itself spread evenly over the files.
+4. The ranges standing in [i / units, (i + 1) / units) are unit i.
+Bound: of a file with m ranges every unit holds m / units, to less than one range. Units differ in size by a few per
+cent for many files or ranges.
 
 train/val/test is a property of the jet, not of the plan: a hash of (file name without folder and suffix, entry).
 It stays when the seed, the order or the file format changes.
@@ -35,6 +38,7 @@ __all__ = ["Plan", "Range", "ShardConfig", "cut", "make_plan", "matching_plan", 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _DECODINGS = 4  # times a cluster may be decoded so that more units get a share of it
 _MIN_RANGE = 100  # entries; below, opening the file costs more than reading it
+_MIN_CLUSTER = 1000  # entries; smaller clusters are read several at a time
 _RANGES_PER_UNIT = 8  # at least, so that a unit mixes several places and reading takes little memory
 
 
@@ -43,7 +47,7 @@ class ShardConfig:
     """What decides the content of the shards. A change of any of these needs a new output folder."""
 
     jets_per_shard: int = config.option(10_000, "jets of one shard file, about")
-    jets_per_task: int = config.option(100_000, "jets one task holds in memory and mixes, about 10 kB each")
+    jets_per_task: int = config.option(64_000, "jets one task holds in memory and mixes, at 10-15 kB each")
     row_group: int = config.option(1000, "jets of one Parquet row group, the unit of reading in training")
     chunk: int = config.option(0, "entries taken from one place of a file; 0 = as fair mixing needs")
     val: float = config.option(0.1, "fraction of jets for validation")
@@ -127,7 +131,7 @@ def cut(clusters: Sequence[int], aim: int) -> list[tuple[int, int]]:
 
 
 def make_plan(inventory: Inventory, settings: ShardConfig) -> Plan:
-    """Deal the entry ranges of all files to units by the rule above."""
+    """Deal the entry ranges of all files to units by the rule in this file's head."""
     total = sum(source.entries for source in inventory.sources)
     count = max(1, -(-total // settings.jets_per_task))
     shift = float(np.random.default_rng(settings.seed).random())
@@ -138,21 +142,17 @@ def make_plan(inventory: Inventory, settings: ShardConfig) -> Plan:
         order = np.argsort((np.arange(len(pieces)) * _GOLDEN) % 1.0, kind="stable")
         ranges += [Range(index, *pieces[k]) for k in order]
         places.append((np.arange(len(pieces)) + (shift + index * _GOLDEN) % 1.0) / len(pieces))
-    sequence = np.argsort(np.concatenate(places), kind="stable")
-    entries = np.array([ranges[i].stop - ranges[i].start for i in sequence])
-    middle = np.cumsum(entries) - entries / 2
-    unit = np.minimum((middle * count / total).astype(np.int64), count - 1)
     dealt: list[list[Range]] = [[] for _ in range(count)]
-    for i, u in zip(sequence.tolist(), unit.tolist(), strict=True):
-        dealt[u].append(ranges[i])
+    for part, place in zip(ranges, np.concatenate(places).tolist(), strict=True):
+        dealt[int(place * count)].append(part)
     units = (tuple(sorted(part, key=lambda r: (r.file, r.start))) for part in dealt if part)
     return Plan(settings, inventory, tuple(units))
 
 
 def _chunk(source: Source, units: int, jets_per_task: int) -> int:
     cluster = source.entries / (len(source.clusters) - 1)
-    fair = max(source.entries / units, cluster / _DECODINGS, _MIN_RANGE)
-    return math.ceil(min(fair, max(jets_per_task / _RANGES_PER_UNIT, _MIN_RANGE)))
+    aim = max(min(max(cluster, _MIN_CLUSTER), source.entries / units), cluster / _DECODINGS)
+    return math.ceil(max(min(aim, jets_per_task / _RANGES_PER_UNIT), _MIN_RANGE))
 
 
 def matching_plan(path: Path, paths: Sequence[Path], settings: ShardConfig, tree: str = "") -> Plan:

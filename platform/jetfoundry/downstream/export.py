@@ -7,11 +7,12 @@ import itertools
 
 import numpy as np
 import pyarrow as pa
+import torch
 import yaml
 
 from jetfoundry import config
 from jetfoundry.data.features import load_data_config
-from jetfoundry.downstream.scoring import INPUTS, Floats
+from jetfoundry.downstream.scoring import INPUTS
 from jetfoundry.errors import InputError
 from jetfoundry.models.checkpoints import ModelFile
 
@@ -31,7 +32,7 @@ class ExportConfig:
     tolerance: float = config.option(1e-4, "largest allowed difference of any score or latent value")
 
 
-def padded_batches(model: ModelFile, jets: pa.Table) -> list[dict[str, Floats]]:
+def padded_batches(model: ModelFile, jets: pa.Table) -> list[tuple[torch.Tensor, ...]]:
     """Inputs of the selected jets in batches of several sizes, each padded to its own longest jet."""
     features = load_data_config(yaml.safe_load(model.data_yaml)).apply(jets, training=False)
     number = len(features.rows)
@@ -41,4 +42,4 @@ def padded_batches(model: ModelFile, jets: pa.Table) -> list[dict[str, Floats]]:
     edges = np.minimum(np.cumsum([0, *_BATCHES]), number)
     parts = [np.arange(begin, end) for begin, end in itertools.pairwise(edges) if end > begin]
     padded = (features.pad_all(part) for part in parts)
-    return [{name: inputs[name] for name in INPUTS} for inputs in padded]
+    return [tuple(torch.from_numpy(inputs[name]) for name in INPUTS) for inputs in padded]

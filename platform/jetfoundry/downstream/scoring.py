@@ -7,6 +7,7 @@ come back in input order. Jets that the YAML's test-time selection refuses have 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def _open_onnx(path: Path) -> Network:
 
     data = load_data_config(yaml.safe_load(meta["data_yaml"]))
     width = session.get_outputs()[1].shape[1]
-    return Network(data, tuple(meta["classes"].split("\n")), meta["model_hash"], width, run)
+    return Network(data, tuple(json.loads(meta["classes"])), meta["model_hash"], width, run)
 
 
 def score_table(network: Network, table: pa.Table, batch_size: int = 256) -> Scored:

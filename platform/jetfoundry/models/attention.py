@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BlockConfig", "ClassBlock", "Dropout", "ParticleBlock", "mask_bias"]
+__all__ = ["BlockConfig", "ClassBlock", "Dropout", "ParticleBlock", "linear", "mask_bias"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,14 @@ class BlockConfig:
 def mask_bias(real: Tensor, dtype: torch.dtype) -> Tensor:
     """Attention bias of the same shape as `real`: 0 where True, very negative where False."""
     return torch.zeros_like(real, dtype=dtype).masked_fill(~real, torch.finfo(dtype).min / 2)
+
+
+def linear(in_features: int, out_features: int) -> nn.Linear:
+    """A linear layer that starts with Xavier-uniform weights and no bias, as all of weaver 0.5's do."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class Dropout(nn.Module):
@@ -69,8 +77,10 @@ class Attention(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.in_proj = nn.Linear(config.dim, 3 * config.dim)  # query, key, value
-        self.out_proj = nn.Linear(config.dim, config.dim)
+        self.in_proj = linear(config.dim, 3 * config.dim)  # query, key, value: three matrices to the initialisation
+        for projection in self.in_proj.weight.detach().chunk(3):
+            nn.init.xavier_uniform_(projection)
+        self.out_proj = linear(config.dim, config.dim)
         self.dropout = Dropout(config.attention_dropout)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -89,13 +99,16 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, P, D) -> (B, H, P, D/H)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        if self.training and query.device.type == "cpu":
-            # torch has no fused CPU kernel for a bias with a gradient, and its dropout is slow (see `Dropout`).
+        if torch.compiler.is_exporting() or (self.training and query.device.type == "cpu"):
+            # torch has no fused CPU kernel for a bias with a gradient, its CPU dropout is slow (see `Dropout`), and
+            # an ONNX graph of plain products runs everywhere.
             jets_heads, scale = query.shape[:2], query.shape[-1] ** -0.5
             query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)  # (B * H, P, D/H)
             bias = bias.expand(*jets_heads, -1, -1).flatten(0, 1)
             scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale)  # (B * H, P_query, P)
             out = torch.bmm(self.dropout(scores.softmax(-1)), value).unflatten(0, jets_heads)
+        elif torch.compiler.is_exporting():  # spelled out: the exporter breaks on the strides of the fused kernel
+            out = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5 + bias).softmax(-1) @ value
         else:
             rate = self.dropout.rate if self.training else 0.0
             out = F.scaled_dot_product_attention(query, key, value, bias, rate)
@@ -112,13 +125,11 @@ class _Block(nn.Module):
         self.attn = Attention(config)
         self.head_scale = nn.Parameter(torch.ones(config.num_heads)) if config.scale_heads else None
         self.post_attn_norm = nn.LayerNorm(dim) if config.scale_attn else nn.Identity()
-        self.feed_forward = nn.Sequential()
-        self.feed_forward.add_module("norm", nn.LayerNorm(dim))
-        self.feed_forward.add_module("fc1", nn.Linear(dim, config.ffn_dim))
-        self.feed_forward.add_module("activation", nn.GELU())
-        self.feed_forward.add_module("dropout", Dropout(config.activation_dropout))
-        self.feed_forward.add_module("mid_norm", nn.LayerNorm(config.ffn_dim) if config.scale_fc else nn.Identity())
-        self.feed_forward.add_module("fc2", nn.Linear(config.ffn_dim, dim))
+        self.pre_fc_norm = nn.LayerNorm(dim)
+        self.fc1 = linear(dim, config.ffn_dim)
+        self.activation_dropout = Dropout(config.activation_dropout)
+        self.post_fc_norm = nn.LayerNorm(config.ffn_dim) if config.scale_fc else nn.Identity()
+        self.fc2 = linear(config.ffn_dim, dim)
         self.residual_scale = nn.Parameter(torch.ones(dim)) if config.scale_resids else None
         self.dropout = Dropout(config.dropout)
 
@@ -127,11 +138,20 @@ class _Block(nn.Module):
         if self.head_scale is not None:
             attended = attended * self.head_scale.repeat_interleave(attended.shape[-1] // len(self.head_scale))
         x = x + self.dropout(self.post_attn_norm(attended))
-        update = self.dropout(self.feed_forward(x))
+        hidden = self.activation_dropout(F.gelu(self.fc1(self.pre_fc_norm(x))))
+        update = self.dropout(self.fc2(self.post_fc_norm(hidden)))
         return update + (x if self.residual_scale is None else x * self.residual_scale)
 
 
 class ParticleBlock(_Block):
+    """The `depth`-th block (from 1); its residual branches start divided by sqrt(2 depth), as in weaver 0.5."""
+
+    def __init__(self, config: BlockConfig, depth: int) -> None:
+        super().__init__(config)
+        with torch.no_grad():
+            self.attn.out_proj.weight /= (2 * depth) ** 0.5
+            self.fc2.weight /= (2 * depth) ** 0.5
+
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """Update the particles `x` (B, P, D) under `bias` (B, H, P, P)."""
         return self._finish(x, self.attn(self.pre_attn_norm(x), bias))

@@ -43,14 +43,17 @@ class BatchRenorm(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Normalise `rows` (N, C); in training take their statistics into the running ones.
 
-        With r = sigma_batch / sigma_running and d = (mu_batch - mu_running) / sigma_running held constant, a row x
-        becomes ((x - mu_batch) / sigma_batch * r + d) * weight + bias. r and d are clipped as in the paper.
+        Where a gradient must pass, with r = sigma_batch / sigma_running and d = (mu_batch - mu_running) /
+        sigma_running held constant, a row x becomes ((x - mu_batch) / sigma_batch * r + d) * weight + bias; r and d
+        are clipped as in the paper. For inputs of the network this is (x - mu_running) / sigma_running.
         """
-        if not self.training or len(rows) < 2:  # one row has no variance
-            scale, shift = self.inference_affine()
-            return rows * scale + shift
-        r, d = self._correction(rows.detach())
-        return F.batch_norm(rows, None, None, self.weight * r, self.bias + self.weight * d, True, 0.0, self.eps)
+        if self.training and len(rows) > 1:  # one row has no variance
+            r, d = self._update(rows.detach())
+            if rows.requires_grad:
+                weight, bias = self.weight * r, self.bias + self.weight * d
+                return F.batch_norm(rows, None, None, weight, bias, True, 0.0, self.eps)
+        scale, shift = self.inference_affine()
+        return rows * scale + shift
 
     def inference_affine(self) -> tuple[Tensor, Tensor]:
         """(scale, shift), each (C,), of the running statistics: y = x * scale + shift."""
@@ -58,7 +61,7 @@ class BatchRenorm(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
     @torch.no_grad()
-    def _correction(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _update(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Update the running statistics with those of `rows` and return (r, d), each (C,)."""
         rows = rows.to(self.running_mean.dtype)
         mean = rows.mean(0)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from jetfoundry import config as cfg
-from jetfoundry.models.attention import BlockConfig, ClassBlock, Dropout, ParticleBlock, mask_bias
+from jetfoundry.models.attention import BlockConfig, ClassBlock, Dropout, ParticleBlock, linear, mask_bias
 from jetfoundry.models.normalisation import BatchRenorm, LinearRenorm
 from jetfoundry.models.pair_features import PAIR_FEATURES, kinematics, pair_features
 
@@ -97,7 +97,7 @@ class ParticleEmbedding(nn.Module):
         self.norm = BatchRenorm(input_dim)
         self.layers = nn.Sequential()
         for inner, outer in pairwise((input_dim, *widths)):
-            self.layers.extend((nn.LayerNorm(inner), nn.Linear(inner, outer), nn.GELU()))
+            self.layers.extend((nn.LayerNorm(inner), linear(inner, outer), nn.GELU()))
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """(B, F, P) and mask (B, 1, P) -> (B, P, D), zero for padding."""
@@ -152,14 +152,14 @@ class ClassReadout(nn.Module):
 
     def __init__(self, block: BlockConfig, num_layers: int) -> None:
         super().__init__()
-        self.token = nn.Parameter(torch.empty(block.dim))
+        self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(block.dim), std=0.02))
         self.blocks = nn.ModuleList(ClassBlock(block) for _ in range(num_layers))
         self.norm = nn.LayerNorm(block.dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Particle tokens (B, P, D) and mask (B, 1, P) -> latent (B, D)."""
         bias = mask_bias(nn.functional.pad(mask, (1, 0), value=True), x.dtype)[:, None]  # (B, 1, 1, 1 + P)
-        token = self.token.expand(len(x), 1, -1)
+        token = self.token.expand(x.shape[0], 1, -1)
         for block in self.blocks:
             token = block(token, x, bias)
         return self.norm(token).squeeze(1)
@@ -171,16 +171,15 @@ class ParticleTransformer(nn.Module):
     def __init__(self, config: ParTConfig) -> None:
         super().__init__()
         self.config = config
-        rates = (config.dropout, config.attention_dropout, config.activation_dropout)
+        block = config.block(config.dropout, config.attention_dropout, config.activation_dropout)
         self.embed = ParticleEmbedding(config.input_dim, config.embed_dims)
         self.pair_embed = PairEmbedding((*config.pair_embed_dims, config.num_heads))
-        self.blocks = nn.ModuleList(ParticleBlock(config.block(*rates)) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(ParticleBlock(block, depth) for depth in range(1, config.num_layers + 1))
         self.readout = ClassReadout(config.block(*(config.class_dropout,) * 3), config.num_class_layers)
         self.head = nn.Sequential()
         for inner, outer in pairwise((config.dim, *config.fc_dims)):
-            self.head.extend((nn.Linear(inner, outer), nn.ReLU(), Dropout(config.fc_dropout)))
-        self.head.append(nn.Linear((config.dim, *config.fc_dims)[-1], config.num_classes))
-        self._initialise()
+            self.head.extend((linear(inner, outer), nn.ReLU(), Dropout(config.fc_dropout)))
+        self.head.append(linear((config.dim, *config.fc_dims)[-1], config.num_classes))
 
     def forward(self, features: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
         """Logits (B, C) of features (B, F, P), vectors (B, 4, P) in GeV and mask (B, 1, P), True for real."""
@@ -198,19 +197,3 @@ class ParticleTransformer(nn.Module):
         for block in self.blocks:
             x = block(x, bias)
         return x
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        """Xavier-uniform weights, zero biases, residual branches of block k divided by sqrt(2k), as weaver 0.5."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and not isinstance(module, LinearRenorm):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        for blocks in (self.blocks, self.readout.blocks):
-            for block in blocks:
-                for projection in block.attn.in_proj.weight.chunk(3):  # query, key and value are three matrices
-                    nn.init.xavier_uniform_(projection)
-        for depth, block in enumerate(self.blocks, start=1):
-            block.attn.out_proj.weight /= (2 * depth) ** 0.5
-            block.feed_forward.fc2.weight /= (2 * depth) ** 0.5
-        nn.init.trunc_normal_(self.readout.token, std=0.02)

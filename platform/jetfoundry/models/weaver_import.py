@@ -23,16 +23,6 @@ __all__ = ["config_from_weaver", "from_weaver", "load_weaver"]
 
 _PREFIX = re.compile(r"^(?:module\.|mod\.|_orig_mod\.)+")  # DistributedDataParallel, weaver's wrapper, torch.compile
 
-# Our names -> weaver's, tried in order; {2 * k} and the like because our lists have no slot for each batch norm.
-_BLOCK_NAMES = {
-    "feed_forward.norm": "pre_fc_norm",
-    "feed_forward.fc1": "fc1",
-    "feed_forward.mid_norm": "post_fc_norm",
-    "feed_forward.fc2": "fc2",
-    "head_scale": "c_attn",
-    "residual_scale": "w_resid",
-}
-
 
 def load_weaver(path: str | Path) -> dict[str, Tensor]:
     """Read weaver's `*.pt` file: a state dict of tensors, loaded without unpickling objects."""
@@ -137,6 +127,4 @@ def _weaver_name(name: str, config: ParTConfig) -> str:
     if name.startswith("readout.norm."):
         return rest
     theirs = name.replace("readout.blocks", "cls_blocks")
-    for ours, weaver in _BLOCK_NAMES.items():
-        theirs = theirs.replace(ours, weaver)
-    return theirs
+    return theirs.replace("head_scale", "c_attn").replace("residual_scale", "w_resid")

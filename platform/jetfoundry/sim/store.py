@@ -20,9 +20,12 @@ from jetfoundry import files
 from jetfoundry.errors import InputError
 from jetfoundry.schema import COLUMNS, LISTS, column_group
 
-__all__ = ["TREE", "read_metadata", "write_shard"]
+__all__ = ["SAMPLE", "TREE", "read_metadata", "write_shard"]
 
 TREE = "tree"
+
+SAMPLE = "simulated jets (Pythia 8, parametrised detector)"
+"""What plots and reports call these jets; ingest takes it from the file."""
 
 
 def write_shard(path: str | Path, table: pa.Table, metadata: dict[str, Any]) -> None:
@@ -42,6 +45,7 @@ def write_shard(path: str | Path, table: pa.Table, metadata: dict[str, Any]) -> 
         tree = root.mktree(TREE, types, title="simulated jets, JetClass-II columns")
         tree.extend(branches)
         root["metadata"] = json.dumps(metadata)
+        root["sample"] = SAMPLE
 
 
 def _jagged(column: pa.ChunkedArray) -> ak.Array:

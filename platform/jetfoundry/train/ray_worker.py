@@ -130,7 +130,6 @@ def _worker(spec: dict[str, Any]) -> dict[str, Any]:
     state = _last_state(fingerprint)
     log = MetricsLog(Path(spec["run"]), state["step"] if state else 0) if rank == 0 else None
     meta = {"manifest_hash": spec["manifest_hash"], "git_commit": runs.git_commit(), "labels": recipe.labels}
-    latest: dict[str, Any] = {"val_accuracy": 0.0}
 
     @contextlib.contextmanager
     def stream(start: Position) -> Iterator[Iterator[tuple[Batch, Position]]]:
@@ -145,7 +144,8 @@ def _worker(spec: dict[str, Any]) -> dict[str, Any]:
         return _validate(network, every_jet(val, data, recipe.loader, rank=rank, world=world), device)
 
     def save(new_state: dict[str, Any], metrics: dict[str, Any]) -> None:
-        latest.update(metrics)
+        # Ray ranks checkpoints by validation accuracy: one that was not validated is kept as the latest only.
+        figures = {"val_accuracy": -1.0, **metrics}
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if rank == 0:
@@ -156,12 +156,12 @@ def _worker(spec: dict[str, Any]) -> dict[str, Any]:
                     weights=new_state["weights"],
                     classes=data.classes,
                     data_yaml=spec["data_yaml"],
-                    meta=meta | latest,
+                    meta=meta | figures,
                 )
                 save_state(Path(folder) / "state.pt", new_state | {"fingerprint": fingerprint})
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             name = f"step_{new_state['step']:08d}"
-            ray.train.report(dict(latest), checkpoint=checkpoint, checkpoint_dir_name=name)
+            ray.train.report(figures, checkpoint=checkpoint, checkpoint_dir_name=name)
 
     timing = fit(
         model,
