@@ -20,7 +20,7 @@ from jetfoundry.downstream.reporting import evaluation_plots, result_table, writ
 from jetfoundry.evaluate.tables import terminal_table
 from jetfoundry.evaluate.validation import EvaluationConfig, evaluate_scores
 from jetfoundry.labels import label_scheme
-from jetfoundry.train.ray_worker import pretrain
+from jetfoundry.train.ray_train import pretrain
 from jetfoundry.train.recipe import MAY_CHANGE, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -39,8 +39,8 @@ def run(
     that path is stored under the key of that name instead of being read as a configuration of this job (a
     data YAML or a run folder, say). `usage` is the text that `--help` prints above the table of options.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger("numexpr").setLevel(logging.WARNING)  # pandas imports it, it greets
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    log.setLevel(logging.INFO)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(help_text(config_class, usage))

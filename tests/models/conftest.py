@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,18 @@ Batch = tuple[Tensor, Tensor, Tensor]
 REAL_JETS = Path(__file__).parents[3] / "shared" / "data" / "jetclass2" / "jetclass2_real_60.parquet"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: a second thread costs more than it computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def make_batch() -> Callable[..., Batch]:
-    """make_batch(lengths, features=17, seed=0, pad_to=None) -> (features, vectors, mask) of massive random particles."""
+    """make_batch(lengths, features=17, seed=0, pad_to=None) -> (features, vectors, mask) of random particles."""
 
     def make(lengths: Sequence[int], features: int = 17, seed: int = 0, pad_to: int | None = None) -> Batch:
         generator = torch.Generator().manual_seed(seed)
@@ -79,7 +89,7 @@ def real_jets() -> Batch:
 
     def padded(flat: np.ndarray) -> Tensor:
         out = np.zeros((len(lengths), len(flat), mask.shape[1]), np.float32)
-        for i, (start, stop) in enumerate(zip(offsets, offsets[1:], strict=False)):
+        for i, (start, stop) in enumerate(itertools.pairwise(offsets)):
             out[i, :, : min(stop - start, 128)] = flat[:, start:stop][:, :128]
         return torch.from_numpy(out)
 

@@ -110,11 +110,16 @@ def run_trial(task: Task, data: TaskData, seed: int, result: Path) -> None:
         "train_jets": len(data.train.labels),
         "seconds": round(seconds, 3),
         **figures,
-        "accuracy_within_one_class": float((np.abs(logits.argmax(axis=1) - labels) <= 1).mean()),
+        "accuracy_within_one_class": _within_one(logits, labels),
     }
     with files.committed(result.with_suffix(".npy")) as temporary, temporary.open("wb") as stream:
         np.save(stream, logits)
     files.write_json(result, row)
+
+
+def _within_one(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float | None:
+    """Share of jets whose class is right or off by one: for ordered classes (bins); None for two classes."""
+    return float((np.abs(logits.argmax(axis=1) - labels) <= 1).mean()) if logits.shape[1] > 2 else None
 
 
 def _file(folder: Path, task: str, key: str, seed: int) -> Path:

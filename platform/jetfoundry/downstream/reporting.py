@@ -82,20 +82,26 @@ def _some_jets(
 
 
 def mean_rows(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per task and method: mean and spread over seeds; failed trials are counted."""
+    """One row per task and method: mean and spread over seeds; failed seeds are counted.
+
+    Rejections carry their own binomial error, larger than any spread over seeds; they are those of the first seed.
+    """
     rows = []
     for task, method in dict.fromkeys((trial["task"], trial["method"]) for trial in trials):
         same = [trial for trial in trials if (trial["task"], trial["method"]) == (task, method)]
         done = [trial for trial in same if "error" not in trial]
-        row: dict[str, Any] = {"task": task, "method": method, "seeds": len(done), "failed": len(same) - len(done)}
+        row: dict[str, Any] = {"task": task, "method": method, "seeds": len(done)}
+        if len(done) < len(same):
+            row["failed seeds"] = len(same) - len(done)
         if done:
             row |= {"train jets": done[0].get("train_jets"), "jets": done[0]["jets"]}
             row["accuracy"] = _spread([trial["accuracy"] for trial in done])
+            row["within one class"] = _spread([trial.get("accuracy_within_one_class") for trial in done])
             for name, first in done[0]["discriminants"].items():
                 figures = [trial["discriminants"][name] for trial in done]
                 row |= {"comparison": name, "AUC": _spread([figure["auc"] for figure in figures])}
                 for point in first["rejections"]:
-                    row[f"rejection at {point['efficiency']:.0%} (seed {done[0]['seed']})"] = format_rejection(point)
+                    row[f"rejection at {point['efficiency']:.0%}"] = format_rejection(point)
         rows.append(row)
     return rows
 
@@ -128,7 +134,9 @@ def result_table(run: Path) -> Rows:
                 {"what": f"rejection at {point['efficiency']:.0%}, {name}", "value": format_rejection(point)}
                 for point in figures["rejections"]
             ]
-        rows.append({"what": "training speed [jets/s]", "value": f"{summary['training']['timing']['jets_per_s']:,.0f}"})
+        timing = dict(summary["training"]["timing"])
+        rows.append({"what": "training speed [jets/s]", "value": f"{timing.pop('jets_per_s'):,.0f}"})
+        rows += [{"what": f"  time in {phase}", "value": f"{share:.1%}"} for phase, share in timing.items()]
     for _, summary in _transfers(run):
         for row in summary["table"]:
             figure = "AUC" if row.get("AUC") and len(summary["classes"][row["task"]]) == 2 else "accuracy"
@@ -146,7 +154,8 @@ def write_report(run: Path, sample: str) -> Path:
     for folder, summary in _transfers(run):
         figures = [(path.stem.replace("_", " "), path.read_bytes()) for path in sorted(folder.glob("plots/*.png"))]
         text = (
-            "The backbone is frozen; one linear layer is trained on its class token. Mean and spread over seeds. "
+            "The backbone is frozen; one linear layer is trained on its class token. Mean and spread over seeds; "
+            "rejections, with binomial error, from the first seed. "
             "The row 'model scores' is the pre-trained classifier itself on the same jets, without any new training."
         )
         sections.append(Section(f"Transfer: {folder.name}", text, summary["table"], figures))

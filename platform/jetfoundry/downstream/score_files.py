@@ -34,6 +34,7 @@ class ScoreConfig:
         (), "ROOT or Parquet files with JetClass-II columns: paths, patterns, folders"
     )
     output: str = config.option("scores.parquet", "result file")
+    all_jets: bool = config.option(False, "score jets outside the selection of the model's data YAML, too")
     workers: int = config.option(1, "actors that hold the network")
     device: str = config.option("cpu", "cpu or cuda (PyTorch models)")
     ray: RayConfig = config.option(RayConfig(), "")
@@ -53,7 +54,11 @@ def score_files(options: ScoreConfig) -> dict[str, Any]:
     jets = read_jets(options.input, columns=[name for name in network.data.columns if name not in _PROVENANCE])
     scored = jets.map_batches(
         ScoreBlock,
-        fn_constructor_kwargs={"model": str(Path(options.model).resolve()), "device": options.device},
+        fn_constructor_kwargs={
+            "model": str(Path(options.model).resolve()),
+            "device": options.device,
+            "all_jets": options.all_jets,
+        },
         batch_format="pyarrow",
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=options.workers),
@@ -82,8 +87,10 @@ def score_files(options: ScoreConfig) -> dict[str, Any]:
 class ScoreBlock:
     """The actor: opens the network once; every jet of a block comes back, `selected` or not."""
 
-    def __init__(self, model: str, device: str) -> None:
-        self._network = open_network(model, device)
+    def __init__(self, model: str, device: str, all_jets: bool) -> None:
+        network = open_network(model, device)
+        everything = dataclasses.replace(network.data, selection=None, test_time_selection=None)
+        self._network = dataclasses.replace(network, data=everything) if all_jets else network
 
     def __call__(self, block: pa.Table) -> pa.Table:
         scored = score_table(self._network, block)

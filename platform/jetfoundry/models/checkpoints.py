@@ -15,7 +15,8 @@ import dataclasses
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,21 @@ __all__ = [
     "weights_hash",
 ]
 
-MODELS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
+MODELS: dict[str, tuple[type[Any], type[ParticleTransformer]]] = {
     "particle_transformer": (ParTConfig, ParticleTransformer),
 }
 """Architectures by the name in a model file: (configuration, network)."""
 
 _FORMAT = "jetfoundry-model-1"
-_FIELDS = {"model_name": str, "model_config": dict, "weights": dict, "classes": list, "data_yaml": str, "meta": dict}
+_FIELDS = {
+    "model_name": str,
+    "model_config": dict,
+    "weights": dict,
+    "classes": list,
+    "data_yaml": str,
+    "meta": dict,
+    "hash": str,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +74,7 @@ class ModelFile:
         """Identity of the ordered class list."""
         return class_list_hash(self.classes)
 
-    def build(self) -> nn.Module:
+    def build(self) -> ParticleTransformer:
         """The network with its weights, in eval mode, on the CPU."""
         _, make = MODELS[self.model_name]
         model = make(self.model_config)
@@ -107,6 +116,9 @@ def save_model(
     if model_name not in MODELS:
         msg = f"{path}: unknown model {model_name!r}; {nearest(model_name, MODELS)}"
         raise CheckpointError(msg)
+    if len(classes) != model_config.num_classes:
+        msg = f"{path}: {len(classes)} class names for a network with {model_config.num_classes} outputs"
+        raise CheckpointError(msg)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     state = {
         "format": _FORMAT,
@@ -147,6 +159,9 @@ def load_model(path: str | Path, *, expect_classes: Sequence[str] | None = None)
         model_config = config.build(config_class, state["model_config"], where=str(path))
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
+    if len(state["classes"]) != model_config.num_classes:
+        msg = f"{path}: {len(state['classes'])} class names for a network with {model_config.num_classes} outputs"
+        raise CheckpointError(msg)
     if expect_classes is not None:
         _compare_classes(path, state["classes"], expect_classes)
     return ModelFile(
@@ -203,13 +218,13 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             if not isinstance(key, str | int):
                 msg = f"{where}: keys must be str or int, got {key!r}"
                 raise CheckpointError(msg)
             _check_plain(item, f"{where}: {key}" if ": " not in where else f"{where}.{key}")
-    elif isinstance(value, list | tuple):
+    elif type(value) in (list, tuple):
         for index, item in enumerate(value):
             _check_plain(item, f"{where}[{index}]")
     elif type(value) not in (Tensor, nn.Parameter, str, int, float, bool, type(None)):
@@ -235,7 +250,7 @@ def read_archive(path: str | Path) -> Any:
     except pickle.UnpicklingError as error:
         msg = f"{path}: holds Python objects; only tensors and plain values are read: {_first_sentence(error)}"
         raise CheckpointError(msg) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:  # a zip file, but not one of torch's
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:  # another zip file
         msg = f"{path}: not a torch archive: {_first_sentence(error)}"
         raise CheckpointError(msg) from error
 

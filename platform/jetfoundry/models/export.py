@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from jetfoundry import files
 from jetfoundry.errors import CheckpointError
 from jetfoundry.models.checkpoints import ModelFile
+from jetfoundry.models.particle_transformer import ParticleTransformer
 
 __all__ = ["INPUTS", "OPSET", "OUTPUTS", "check_onnx", "export_onnx"]
 
@@ -34,7 +35,7 @@ OPSET = 18
 class _Deployed(nn.Module):
     """The network as users of the file see it: float mask in, softmax and latent out."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: ParticleTransformer) -> None:
         super().__init__()
         self.model = model
 
@@ -87,7 +88,7 @@ def export_onnx(model_file: ModelFile, path: str | Path, *, opset: int = OPSET) 
         temporary.write_bytes(graph.SerializeToString())
 
 
-def check_onnx(path: str | Path, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> float:
+def check_onnx(path: str | Path, model: ParticleTransformer, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> float:
     """Largest absolute difference of scores and latent between the ONNX file and `model` (in eval mode).
 
     `batches` are (features, vectors, mask) as for the network's `forward`. A difference that is not a number

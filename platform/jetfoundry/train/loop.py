@@ -128,8 +128,9 @@ def _step(
     for i, micro in enumerate(batch.micro):
         # Workers exchange gradients once per step, with the last micro-batch.
         last = i == len(batch.micro) - 1
-        wait = not last and isinstance(model, nn.parallel.DistributedDataParallel)
-        quiet: contextlib.AbstractContextManager[Any] = model.no_sync() if wait else contextlib.nullcontext()
+        quiet: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if not last and isinstance(model, nn.parallel.DistributedDataParallel):
+            quiet = model.no_sync()
         with quiet:
             with timer.phase("train/forward"), _autocast(options.amp, device):
                 logits, labels = _logits(model, micro, device)

@@ -12,7 +12,7 @@ from jetfoundry import config, runs
 from jetfoundry.data.shards import open_shards
 from jetfoundry.errors import CheckpointError, ConfigError
 from jetfoundry.models.checkpoints import load_model
-from jetfoundry.train.ray_worker import pretrain, steps_per_epoch
+from jetfoundry.train.ray_train import pretrain, steps_per_epoch
 from jetfoundry.train.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
