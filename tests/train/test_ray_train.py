@@ -10,7 +10,7 @@ import torch
 
 from jetfoundry import config, runs
 from jetfoundry.data.shards import open_shards
-from jetfoundry.errors import CheckpointError, ConfigError
+from jetfoundry.errors import CheckpointError, ConfigError, InputError
 from jetfoundry.models.checkpoints import load_model
 from jetfoundry.train.ray_train import pretrain, steps_per_epoch
 from jetfoundry.train.recipe import Recipe
@@ -51,6 +51,22 @@ def test_two_workers_train_one_model_and_leave_everything_a_run_needs(ray_local,
     assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints"}
     phases = set(result["timing"])
     assert {"data/wait", "train/forward", "train/backward", "train/optimizer", "jets_per_s"} <= phases
+
+
+@pytest.mark.ray
+def test_what_is_wrong_with_the_data_reaches_the_user_as_itself(ray_local, tmp_path, toy_shards):
+    features = (ROOT / "datasets" / "jetclass2.yaml").read_text().replace("(jet_pt > 200)", "(jet_pt > 20000)")
+    (tmp_path / "nothing.yaml").write_text(features)
+    data = toy_shards(tmp_path / "shards", train=100, val=20)
+    nothing = recipe(data, tmp_path / "run", f"features={tmp_path / 'nothing.yaml'}", "workers.max_failures=0")
+    run = runs.open_run(nothing.run, nothing)
+    with pytest.raises(InputError, match="no jet of the train split passes the selection"):
+        pretrain(nothing, run)
+
+
+def test_a_recipe_with_an_unknown_key_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"unknown key 'train.epoch'; nearest: epochs"):
+        recipe("d", "r", "train.epoch=3")
 
 
 def test_unknown_preset_and_model_option_name_the_nearest(tmp_path, toy_shards):

@@ -19,7 +19,7 @@ from jetfoundry import config, files
 from jetfoundry.data.features import DataConfig, load_data_config
 from jetfoundry.data.sampling import class_multiplicity
 from jetfoundry.data.shards import ShardSet, open_shards
-from jetfoundry.errors import ConfigError, nearest
+from jetfoundry.errors import ConfigError, JetFoundryError, nearest
 from jetfoundry.labels import label_scheme
 from jetfoundry.models.particle_transformer import ParTConfig
 from jetfoundry.models.presets import PRESETS
@@ -70,11 +70,27 @@ def pretrain(recipe: Recipe, run: Path) -> dict[str, Any]:
     }
     jets_per_epoch = steps * recipe.loader.batch_size * recipe.workers.num_workers
     with progress_bar(run / "metrics.jsonl", jets_per_epoch, recipe.train.epochs):
-        result = _trainer(spec, recipe.workers).fit()
+        result = _fit(_trainer(spec, recipe.workers))
     best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["val_accuracy"])
     with best.as_directory() as folder, files.committed(run / "model.pt") as temporary:
         shutil.copyfile(Path(folder) / "model.pt", temporary)
     return {"best": metrics, "timing": result.return_value, "steps_per_epoch": steps, "jets_per_epoch": jets_per_epoch}
+
+
+def _fit(trainer: Any) -> Any:
+    """Run the trainer; an error of ours that ended a worker is raised as itself, not as Ray's wrapping of it."""
+    import ray.train
+
+    try:
+        return trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause: BaseException | None = failure
+            while cause is not None and not isinstance(cause, JetFoundryError):
+                cause = getattr(cause, "cause", None) or getattr(cause, "base_exc", None) or cause.__cause__
+            if cause is not None:
+                raise cause from error
+        raise
 
 
 def _trainer(spec: dict[str, Any], workers: WorkersConfig) -> Any:
