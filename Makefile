@@ -7,18 +7,21 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
+# `make demo JETS=4000 EPOCHS=2` is a smaller demo, in folders of its own.
 JETS ?= 24000
-EPOCHS ?=
-SIM := data/sim
+EPOCHS ?= 6
+SIZE := $(if $(filter-out 24000 6,$(JETS) $(EPOCHS)),-$(JETS)-$(EPOCHS))
+SIM := data/sim$(SIZE)
+RUN := runs/demo$(SIZE)
 
-.PHONY: demo test test-all lint format benchmark clean-demo
+.PHONY: demo test test-all lint format clean-demo
 
 demo: $(READY)
 	$(BIN)/python jobs/simulate.py datasets/jetclass2_sim.yaml output=$(SIM)/root jets=$(JETS)
 	$(BIN)/python jobs/ingest.py datasets/jetclass2.yaml input='$(SIM)/root/*.root' output=$(SIM)/shards
-	$(BIN)/python jobs/pretrain.py jobs/recipes/demo.yaml data=$(SIM)/shards $(if $(EPOCHS),train.epochs=$(EPOCHS))
-	$(BIN)/python jobs/transfer.py datasets/tasks/demo.yaml backbone=runs/demo
-	$(BIN)/python jobs/export.py runs/demo
+	$(BIN)/python jobs/pretrain.py jobs/recipes/demo.yaml data=$(SIM)/shards run=$(RUN) train.epochs=$(EPOCHS)
+	$(BIN)/python jobs/transfer.py datasets/tasks/demo.yaml backbone=$(RUN)
+	$(BIN)/python jobs/export.py $(RUN)
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -m "not slow"
@@ -36,10 +39,11 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean-demo:
-	rm -rf data/sim runs/demo
+	rm -rf data/sim data/sim-* runs/demo runs/demo-*
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; set PYTHON=/path/to/python"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' || { echo "error: $(PYTHON) cannot make environments; install python3-venv"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sim,dev]'
 	@touch $@

@@ -3,7 +3,8 @@
     python jobs/evaluate.py runs/demo            input='more/*.root' output=scores.parquet
     python jobs/evaluate.py runs/demo/model.onnx input=jets.parquet  output=scores.parquet
 
-Jets outside the selection of the model's data YAML have no row, unless all_jets=true; they are counted. Class names stand in the model file.
+Jets outside the selection of the model's data YAML have no row, unless all_jets=true; they are counted. The input needs
+no truth. Class names in order, input files and model hash stand in the metadata of the result.
 """
 
 from __future__ import annotations

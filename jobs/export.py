@@ -11,20 +11,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jetfoundry.models.export import check_onnx, export_onnx
-
 from jetfoundry import cli, config, files, runs
 from jetfoundry.data.shards import open_shards, read_row_group
 from jetfoundry.downstream.export import ExportConfig, padded_batches
 from jetfoundry.downstream.reporting import result_table, write_report
+from jetfoundry.errors import InputError
 from jetfoundry.evaluate.tables import terminal_table
 from jetfoundry.models.checkpoints import load_model
+from jetfoundry.models.export import check_onnx, export_onnx
 
 
 def main(options: ExportConfig) -> int:
     run = Path(options.run)
     data = options.data or config.load_yaml(run / "config.yaml")["data"]
     shards = open_shards(data, "val")
+    if not shards.rows:
+        msg = f"{data}: the val split holds no jets to check the export on"
+        raise InputError(msg)
     model, path = load_model(run / "model.pt"), Path(options.output or run / "model.onnx")
     export_onnx(model, path)
     jets = read_row_group(shards.row_groups[0], None).slice(0, options.check_jets)

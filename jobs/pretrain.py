@@ -2,9 +2,11 @@
 
     python jobs/pretrain.py                                     # the demo recipe; makes its simulated jets first
     python jobs/pretrain.py jobs/recipes/sophon.yaml data=… run=…
-    ray job submit --runtime-env cluster/runtime_env.yaml -- python jobs/pretrain.py jobs/recipes/demo.yaml
+    ray job submit --runtime-env cluster/runtime_env.yaml -- \\
+        python jobs/pretrain.py jobs/recipes/sophon.yaml data=/shared/shards run=/shared/runs/sophon
 
-The same command on the same run folder continues from the last checkpoint.
+The same command on the same run folder continues from the last checkpoint. A submitted job runs in a temporary copy of
+the checkout: give it absolute paths on storage that all nodes see.
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ import sys
 from pathlib import Path
 
 from jetfoundry import cli, config, files, ray_session, runs
+from jetfoundry.data.features import load_data_config
 from jetfoundry.data.ingest import IngestConfig, ingest
 from jetfoundry.data.shards import open_shards
 from jetfoundry.downstream.embeddings import embed
 from jetfoundry.downstream.reporting import evaluation_plots, result_table, write_report
+from jetfoundry.errors import CheckpointError
 from jetfoundry.evaluate.tables import terminal_table
-from jetfoundry.evaluate.validation import EvaluationConfig, evaluate_scores
-from jetfoundry.labels import label_scheme
-from jetfoundry.train.ray_train import pretrain
+from jetfoundry.evaluate.validation import EvaluationConfig, discriminants_of, evaluate_scores
+from jetfoundry.models.checkpoints import load_model
+from jetfoundry.train.ray_train import plan, pretrain
 from jetfoundry.train.recipe import MAY_CHANGE, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,39 +46,46 @@ def prepare(recipe: Recipe) -> None:
 
 def evaluate(recipe: Recipe, run: Path, sample: str) -> dict[str, object]:
     """Score the validation jets with the trained model, draw the plots, return the figures."""
-    scheme = label_scheme(recipe.labels)
-    scored = embed(run / "model.pt", recipe.data, "val", run / "embeddings", workers=ray_session.available_cpus())
-    stored = scored.columns(["jet_label", "jet_pt"])
-    labels = scheme.apply(stored["jet_label"].to_numpy())
+    data = load_data_config(recipe.features, scheme=recipe.labels)
+    load_model(run / "model.pt", expect_classes=data.classes)
+    on_gpu = recipe.workers.use_gpu
+    workers = recipe.workers.num_workers if on_gpu else ray_session.available_cpus()
+    cache, device = run / "embeddings", "cuda" if on_gpu else "cpu"
+    scored = embed(run / "model.pt", recipe.data, "val", cache, workers=workers, device=device)
+    labels = data.class_numbers(scored.columns(list(data.label_columns)))
+    jet_pt = scored.columns(["jet_pt"])["jet_pt"].to_numpy()
     options = EvaluationConfig(discriminants=recipe.discriminants)
-    figures = evaluate_scores(scored.logits, labels, scheme.classes, {"jet_pt": stored["jet_pt"].to_numpy()}, options)
-    evaluation_plots(run, scored, labels, scheme.classes, recipe.discriminants, sample)
+    figures = evaluate_scores(scored.logits, labels, data.classes, {"jet_pt": jet_pt}, options)
+    evaluation_plots(run, scored, labels, data.classes, recipe.discriminants, sample)
     return figures
 
 
 def main(recipe: Recipe) -> int:
-    run = runs.open_run(recipe.run, recipe, MAY_CHANGE)
     with ray_session.session(recipe.ray.address, recipe.ray.num_cpus, recipe.ray.object_store_gb):
         prepare(recipe)
-        shards = open_shards(recipe.data, "train")
-        sample = recipe.sample or shards.sample
-        if (run / "summary.json").exists() and (run / "model.pt").exists():
-            print(f"{run} is finished; its results follow. Choose another run folder to train again.")
-        else:
-            training = pretrain(recipe, run)
-            evaluation = evaluate(recipe, run, sample)
+        spec = plan(recipe)
+        discriminants_of(spec["classes"], recipe.discriminants)
+        run = runs.open_run(recipe.run, recipe, MAY_CHANGE)
+        sample = recipe.sample or open_shards(recipe.data, "train").sample
+        done = files.read_json(run / "summary.json") if (run / "summary.json").exists() else {}
+        if done and done["identity"] != spec["identity"]:
+            msg = f"{run} is finished, with other data, features or architecture; choose another run folder"
+            raise CheckpointError(msg)
+        if not done:
+            training = pretrain(recipe, run, spec)
             runs.write_summary(
                 run,
                 sample=sample,
-                evaluation=evaluation,
+                evaluation=evaluate(recipe, run, sample),
                 training=training,
+                identity=spec["identity"],
                 seed=recipe.train.seed,
-                manifest_hash=shards.manifest_hash,
+                manifest_hash=spec["manifest_hash"],
                 model_sha256=files.sha256_file(run / "model.pt"),
             )
     report = write_report(run, sample)
     print(terminal_table(result_table(run)))
-    print(f"report: {report}")
+    print(f"{run} is finished{', it was before this call' if done else ''}; report: {report}")
     return cli.EXIT_OK
 
 

@@ -10,19 +10,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jetfoundry.data.shards import open_shards
-
 from jetfoundry import cli, config, ray_session, runs
+from jetfoundry.data.shards import open_shards
 from jetfoundry.downstream.reporting import write_report
-from jetfoundry.downstream.transfer import TransferConfig, transfer
+from jetfoundry.downstream.tasks import load_tasks
+from jetfoundry.downstream.transfer import MAY_CHANGE, TransferConfig, transfer
 from jetfoundry.evaluate.tables import terminal_table
 
 
 def main(options: TransferConfig) -> int:
     backbone = Path(options.backbone)
     data = options.data or config.load_yaml(backbone / "config.yaml")["data"]
+    load_tasks(options.tasks)  # before anything is written
     folder = Path(options.output or backbone / "transfer" / Path(options.tasks).stem)
-    runs.open_run(folder, options, may_change=("ray.address", "ray.num_cpus", "embed_workers", "cpus_per_trial"))
+    runs.open_run(folder, options, MAY_CHANGE)
     sample = open_shards(data, "train").sample
     with ray_session.session(options.ray.address, options.ray.num_cpus, options.ray.object_store_gb):
         workers = options.embed_workers or ray_session.available_cpus()

@@ -13,11 +13,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
@@ -36,7 +37,7 @@ def option(default: Any, meaning: str) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and reads `1e-3` as a number."""
+    """SafeLoader that refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -65,8 +66,15 @@ def load_yaml(path: str | Path) -> Any:
         raise ConfigError(msg) from error
 
 
+class Given(NamedTuple):
+    """A value from the command line: as YAML reads it, and as it was typed (a name like 2024_07_01 is no number)."""
+
+    value: Any
+    text: str
+
+
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """Turn `["train.lr=1e-3", "classes=[a, b]"]` into a nested dict; values are read as YAML."""
+    """Turn `["train.lr=1e-3", "classes=[a, b]"]` into a nested dict of `Given` values."""
     tree: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
@@ -85,7 +93,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
                 msg = f"argument {argument!r}: {parent} already has a plain value"
                 raise ConfigError(msg)
             node = child
-        node[leaf] = value
+        node[leaf] = Given(value, text)
     return tree
 
 
@@ -140,6 +148,8 @@ def _join(key: str, name: str) -> str:
 
 def _convert(hint: Any, value: Any, key: str, where: str) -> Any:
     """Convert a YAML value to the type `hint`, or say what was wanted and what came."""
+    if isinstance(value, Given):
+        value = value.text if hint in (str, Path) else value.value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -174,7 +184,7 @@ def _scalar(hint: Any, value: Any, key: str, where: str) -> Any:
             return value
         if isinstance(value, float | str):
             number = _number(value)
-            if number is not None and number == int(number):
+            if number is not None and math.isfinite(number) and number == int(number):
                 return int(number)
     if hint is float and not isinstance(value, bool):
         number = _number(value)

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from jetfoundry import config
+from jetfoundry.errors import JetFoundryError
 
-__all__ = ["RayConfig", "available_cpus", "session"]
+__all__ = ["RayConfig", "available_cpus", "raise_own", "session", "usable_cores"]
 
 # A session's socket path may not exceed 107 bytes and Ray appends some 66 to the temporary root.
 _LONGEST_TEMP_ROOT = 40
@@ -88,7 +89,7 @@ def _arguments(address: str, num_cpus: int, object_store_gb: float) -> dict[str,
         return {"address": address}
     arguments: dict[str, Any] = {
         "address": "local",
-        "num_cpus": num_cpus or os.cpu_count(),
+        "num_cpus": num_cpus or usable_cores(),
         "include_dashboard": False,
         "log_to_driver": False,  # errors of tasks are raised here anyway; the rest is chatter of Ray's own actors
         "object_store_memory": int(object_store_gb * 2**30),
@@ -97,6 +98,20 @@ def _arguments(address: str, num_cpus: int, object_store_gb: float) -> dict[str,
     if len(str(root)) > _LONGEST_TEMP_ROOT:
         arguments["_temp_dir"] = "/tmp/ray"
     return arguments
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: its batch slot or container, not the whole machine."""
+    return len(os.sched_getaffinity(0))
+
+
+def raise_own(error: BaseException) -> None:
+    """Raise the JetFoundryError that ended a Ray task, if it was one of ours, instead of Ray's wrapping of it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, JetFoundryError):
+            raise cause from error
+        cause = getattr(cause, "cause", None) or getattr(cause, "base_exc", None) or cause.__cause__
 
 
 def available_cpus() -> int:

@@ -34,14 +34,14 @@ _PACKAGES = (
 def open_run(folder: str | Path, configuration: Any, may_change: Sequence[str] = ()) -> Path:
     """Create or re-open a run folder and write the final configuration into it.
 
-    Raises CheckpointError if the folder holds another configuration; the dotted keys in `may_change`
-    (more epochs, other worker numbers) are exempt.
+    Raises CheckpointError if the folder holds results of another configuration; the dotted keys in `may_change`,
+    which do not change a result, are exempt.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     now = config.to_dict(configuration)
     stored = path / "config.yaml"
-    if stored.exists():
+    if stored.exists() and any(item != stored for item in path.iterdir()):  # else nothing was made with it yet
         before = config.load_yaml(stored)
         differing = [row for row in _differences(before, now) if row[0] not in may_change]
         if differing:
@@ -65,6 +65,7 @@ def git_commit() -> str:
     """Commit of the source tree with `+dirty` if it was changed, or the value of JETFOUNDRY_COMMIT, or 'unknown'."""
     root = Path(__file__).resolve().parent
     try:
+        _git(root, "ls-files", "--error-unmatch", "runs.py")  # else this is a wheel inside somebody's repository
         head = _git(root, "rev-parse", "HEAD")
         return head + ("+dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):  # an installed wheel, or a Ray job without .git

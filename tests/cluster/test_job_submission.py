@@ -1,4 +1,4 @@
-"""A real head, started as a user would, that has never seen the package; jobs reach it as `ray job submit` sends them."""
+"""A real head that has never seen the package; jobs reach it as `ray job submit` sends them."""
 
 import contextlib
 import os
@@ -96,9 +96,7 @@ def test_a_submitted_job_runs_the_submitted_code_and_pretrains_on_the_cluster(he
     assert "py_modules_files" in log.strip().splitlines()[-1]  # not an editable install of this machine
 
     data, run = toy_shards(tmp_path / "shards", train=200, val=40), tmp_path / "run"
-    options = (
-        f"data={data} run={run} {SMALL} train.epochs=1 loader.batch_size=32 workers.threads=1 'discriminants=[]'"
-    )
+    options = f"data={data} run={run} {SMALL} train.epochs=1 loader.batch_size=32 workers.threads=1 'discriminants=[]'"
     status, log = run_job(head, f"python jobs/pretrain.py jobs/recipes/demo.yaml {options}", 240)
     assert status == "SUCCEEDED", log
     assert len(load_model(run / "model.pt").classes) == 188

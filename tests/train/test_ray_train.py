@@ -12,7 +12,7 @@ from jetfoundry import config, runs
 from jetfoundry.data.shards import open_shards
 from jetfoundry.errors import CheckpointError, ConfigError, InputError
 from jetfoundry.models.checkpoints import load_model
-from jetfoundry.train.ray_train import pretrain, steps_per_epoch
+from jetfoundry.train.ray_train import plan, pretrain
 from jetfoundry.train.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def test_two_workers_train_one_model_and_leave_everything_a_run_needs(ray_local,
     two = recipe(data, tmp_path / "run", "workers.num_workers=2", "workers.cpus_per_worker=0.5")
     run = runs.open_run(two.run, two)
     result = pretrain(two, run)
-    assert result["steps_per_epoch"] == steps_per_epoch(two, open_shards(data, "train"))
+    assert result["steps_per_epoch"] == plan(two)["steps_per_epoch"]
     assert [step for step, _ in rows(run, "val_loss")] == [result["steps_per_epoch"], 2 * result["steps_per_epoch"]]
     assert result["best"]["val_jets"] == 120  # both workers' halves
     model = load_model(run / "model.pt")

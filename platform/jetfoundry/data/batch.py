@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-__all__ = ["Batch", "MicroBatch", "Position"]
+__all__ = ["INPUTS", "Batch", "MicroBatch", "Position"]
+
+INPUTS = ("pf_features", "pf_vectors", "pf_mask")
+"""Inputs that the networks take, by their names in the data YAML: (b, F, P), (b, 4, P) and (b, 1, P)."""
 
 
 class Position(NamedTuple):
@@ -27,8 +30,7 @@ class MicroBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """The micro-batches of one step. `observers` (jet-level, in the same jet order) only on request."""
+    """The micro-batches of one step."""
 
     micro: tuple[MicroBatch, ...]
     size: int
-    observers: dict[str, Any] = dataclasses.field(default_factory=dict)

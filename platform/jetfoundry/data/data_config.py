@@ -112,6 +112,20 @@ class Sections:
         roots = {name for _, name in self._listed()} | {name for each in self._all_formulas() for name in each.names}
         return tuple(sorted(name for name in self.needed(roots) if name not in self.formulas))
 
+    @functools.cached_property
+    def input_columns(self) -> tuple[str, ...]:
+        """The stored columns that selection and network inputs need: enough to score jets without truth, sorted."""
+        roots = {name for group in self.inputs.values() for name in group.vars}
+        for formula in (self.selection, self.test_time_selection):
+            roots |= formula.names if formula else set()
+        return tuple(sorted(name for name in self.needed(roots) if name not in self.formulas))
+
+    @functools.cached_property
+    def label_columns(self) -> tuple[str, ...]:
+        """The stored columns that the labels need, sorted."""
+        roots = {name for formula in self.labels.formulas.values() for name in formula.names}
+        return tuple(sorted(name for name in self.needed(roots) if name not in self.formulas))
+
     def check(self, known: Collection[str] | None) -> None:
         """Every name must be one of the `known` columns (None = any) or a new variable, none of which needs itself.
 

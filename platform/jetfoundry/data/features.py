@@ -145,15 +145,21 @@ class Features:
 class DataConfig(Sections):
     """A data YAML, checked and ready to be applied to blocks of jets."""
 
-    def apply(self, table: pa.Table, *, training: bool) -> Features:
+    def apply(self, table: pa.Table, *, training: bool, labels: bool = True) -> Features:
         """Select, compute and standardise the jets of `table` (B rows with at least `columns`).
 
         In training `selection` decides, jets of no or several classes are an error and monitor variables are carried
         along; else `test_time_selection` (if there is one) decides, such jets get label -1, and observers are carried.
-        A block without selected jets gives features with B' = 0. Raises InputError or FormulaError.
+        A block without selected jets gives features with B' = 0. With `labels=False`, for jets without truth, only
+        `input_columns` are needed: all labels are -1, no class is dropped, nothing is carried along. Raises InputError
+        or FormulaError.
         """
         everything = Block(self, table)
-        labels, targets, rows = self._labels(everything, self._selected(everything, training), training)
+        rows = self._selected(everything, training)
+        numbers: npt.NDArray[np.int64] = np.full(len(rows), -1)
+        targets: dict[str, Array] = {}
+        if labels:
+            numbers, targets, rows = self._labels(everything, rows, training)
         block = everything if len(rows) == table.num_rows else Block(self, table, rows)
         nonfinite: dict[tuple[str, str], int] = {}
         with np.errstate(all="ignore"):  # what becomes infinite or NaN is counted
@@ -164,11 +170,18 @@ class DataConfig(Sections):
             rows=rows,
             offsets=main.offsets,
             inputs=inputs,
-            labels=labels,
+            labels=numbers,
             targets=targets,
-            observers={name: block.column(name) for name in carried},
+            observers={name: block.column(name) for name in carried} if labels else {},
             nonfinite={variable: count for (_, variable), count in nonfinite.items()},
         )
+
+    def class_numbers(self, table: pa.Table) -> npt.NDArray[np.int64]:
+        """Class number of every jet of `table` (B,), -1 for none or a dropped class; needs `label_columns` only."""
+        numbers = np.full(table.num_rows, -1)
+        found, _, rows = self._labels(Block(self, table), np.arange(table.num_rows), training=False)
+        numbers[rows] = found
+        return numbers
 
     def _selected(self, block: Block, training: bool) -> npt.NDArray[np.int64]:
         formula = self.selection if training or self.test_time_selection is None else self.test_time_selection

@@ -111,9 +111,11 @@ def ingest(settings: IngestConfig) -> IngestReport:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove unfinished files of tasks that were killed."""
-    for stale in folder.rglob("*.tmp.*"):
-        stale.unlink(missing_ok=True)
+    """Remove unfinished files of tasks that were killed; nothing that is not ours."""
+    for part in (folder, folder / "units", *(folder / split for split in shards.SPLITS)):
+        for stale in part.glob("*.tmp.*"):
+            if stale.suffix[1:].isdigit():  # files.committed ends the name with the process id
+                stale.unlink(missing_ok=True)
 
 
 def _new_plan(settings: IngestConfig, paths: list[Path]) -> Plan:

@@ -32,9 +32,8 @@ from jetfoundry.data.features import DataConfig, Features
 from jetfoundry.data.sampling import SamplingConfig, class_multiplicity, systematic_draw
 from jetfoundry.data.shards import RowGroup, ShardSet, read_row_group
 from jetfoundry.errors import ConfigError, InputError
-from jetfoundry.labels import LabelScheme
 
-__all__ = ["LoaderConfig", "every_jet", "label_scheme_of", "prefetched", "training_batches"]
+__all__ = ["LoaderConfig", "every_jet", "jets_per_pass", "prefetched", "training_batches", "uses_per_pass"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,15 +81,15 @@ def training_batches(
 
     Raises InputError if a whole pass holds no jet that the selection and the label scheme keep.
     """
-    uses_of_class = class_multiplicity(shards.class_counts, label_scheme_of(data), sampling)
+    uses_of_class = uses_per_pass(shards, data, sampling)
     passes, window, first = start
     while True:
         pieces = pass_pieces(shards.row_groups, seed, passes, rank, world)
-        windows = -(-len(pieces) // loader.window)
+        windows = max(1, len(pieces) // loader.window)  # the last one takes the rest: no window is short
         found = window > 0 or first > 0
         while window < windows:
-            part = pieces[window * loader.window : (window + 1) * loader.window]
-            features = _read(part, data, training=True)
+            end = None if window + 1 == windows else (window + 1) * loader.window
+            features = _read(pieces[window * loader.window : end], data)
             uses = uses_of_class[features.labels]
             if uses.sum() > 0:
                 found = True
@@ -104,8 +103,8 @@ def training_batches(
             window, first = window + 1, 0
         if not found:
             msg = (
-                f"{shards.folder}: no jet of the {shards.split} split passes the selection of {data.where} and the "
-                f"label scheme {label_scheme_of(data).name}"
+                f"{shards.folder}: no jet of the {shards.split} split passes the selection of {data.where} and is "
+                f"of one of its {data.num_classes} classes"
             )
             raise InputError(msg)
         passes, window = passes + 1, 0
@@ -118,51 +117,57 @@ def every_jet(
     *,
     rank: int = 0,
     world: int = 1,
-    observers: bool = False,
 ) -> Iterator[Batch]:
-    """Each kept jet of the split exactly once (validation): same order every time, last batches shorter."""
+    """Each jet that training would select exactly once (validation): same order every time, last batches shorter."""
     pieces = [(group, slice(None)) for group in shards.row_groups[rank::world]]
     for piece in pieces:
-        features = _read([piece], data, training=False)
+        features = _read([piece], data)
         for begin in range(0, len(features), loader.batch_size):
             jets = np.arange(begin, min(begin + loader.batch_size, len(features)))
             micro = min(loader.micro_batches, len(jets))
-            yield _batch(features, jets, micro, with_observers=observers)
+            yield _batch(features, jets, micro)
 
 
-def label_scheme_of(data: DataConfig) -> LabelScheme:
-    """The label scheme that a classification needs; ConfigError if the data YAML was read without one."""
-    if data.labels.scheme is None:
-        msg = f"{data.where}: no label scheme is named; give one in the recipe, e.g. labels=sophon188"
+def uses_per_pass(shards: ShardSet, data: DataConfig, sampling: SamplingConfig) -> npt.NDArray[np.float64]:
+    """Expected uses per pass of a jet of each class (C,). Without a label scheme only natural sampling is possible:
+    the manifest counts JetClass-II classes, not those of the data YAML."""
+    if not data.num_classes:
+        msg = f"{data.where}: labels: no classes to train on; name a label scheme in the recipe, e.g. labels=sophon188"
         raise ConfigError(msg)
-    return data.labels.scheme
+    if data.labels.scheme is not None:
+        return class_multiplicity(shards.class_counts, data.labels.scheme, sampling)
+    if sampling.balance != "natural":
+        msg = f"{data.where}: sampling.balance={sampling.balance} needs a label scheme; use sampling.balance=natural"
+        raise ConfigError(msg)
+    return np.ones(data.num_classes)
 
 
-def _read(pieces: Sequence[Any], data: DataConfig, *, training: bool) -> Features:
+def jets_per_pass(shards: ShardSet, data: DataConfig, sampling: SamplingConfig) -> float:
+    """How many jets one pass over the split is expected to draw, before the selection."""
+    scheme = data.labels.scheme
+    if scheme is None:
+        return float(shards.rows)
+    table, counts = np.asarray(scheme.table), np.asarray(shards.class_counts)
+    return float(np.dot(uses_per_pass(shards, data, sampling)[table[table >= 0]], counts[table >= 0]))
+
+
+def _read(pieces: Sequence[Any], data: DataConfig) -> Features:
     """Read pieces and run the data YAML; jets without a class are left out."""
     tables = [read_row_group(group, data.columns) for group, _ in pieces]
     rows = [table.take(np.arange(table.num_rows)[cut]) if cut != slice(None) else table
             for table, (_, cut) in zip(tables, pieces, strict=True)]  # fmt: skip
-    features = data.apply(pa.concat_tables(rows), training=training)
+    features = data.apply(pa.concat_tables(rows), training=True)
     return features if (features.labels >= 0).all() else features.take(np.flatnonzero(features.labels >= 0))
 
 
-def _batch(
-    features: Features,
-    jets: npt.NDArray[np.int64],
-    micro_batches: int,
-    *,
-    with_observers: bool = False,
-) -> Batch:
+def _batch(features: Features, jets: npt.NDArray[np.int64], micro_batches: int) -> Batch:
     """Sort the jets by length and pad each part to its own longest jet."""
-    lengths = np.diff(features.offsets)[jets]
-    jets = jets[np.argsort(lengths, kind="stable")]
+    jets = jets[np.argsort(np.diff(features.offsets)[jets], kind="stable")]
     micro = []
     for part in np.array_split(jets, micro_batches):
         inputs = {name: torch.from_numpy(values) for name, values in features.pad_all(part).items()}
         micro.append(MicroBatch(inputs, torch.from_numpy(features.labels[part])))
-    observers = {name: values[jets] for name, values in features.observers.items()} if with_observers else {}
-    return Batch(tuple(micro), len(jets), observers)
+    return Batch(tuple(micro), len(jets))
 
 
 def prefetched(items: Callable[[], Iterator[Any]], depth: int) -> Generator[Any, None, None]:

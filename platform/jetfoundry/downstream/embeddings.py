@@ -1,8 +1,8 @@
 """Frozen embeddings: every jet passes the backbone once; all probes read the cache.
 
 Ray Data runs one task per shard on a pool of actors that hold the network. Each shard's embedding is committed as its
-own Parquet file, so an interrupted pass continues. The cache is keyed by (network, data manifest), and the network's
-hash covers its data YAML: a second task on the same jets computes nothing again.
+own Parquet file, so an interrupted pass continues. The cache is keyed by weights, data YAML and manifest: a second
+task on the same jets computes nothing again.
 
 Columns of an embedding file, one row per scored jet: `row` (row in the shard), `latent` (D), `logits` (C).
 """
@@ -23,6 +23,8 @@ from tqdm import tqdm
 from jetfoundry import files
 from jetfoundry.data.shards import ShardSet, open_shards
 from jetfoundry.downstream.scoring import as_lists, open_network, score_table
+from jetfoundry.errors import InputError
+from jetfoundry.ray_session import raise_own
 
 __all__ = ["Embeddings", "embed"]
 
@@ -55,6 +57,9 @@ def embed(
     """Embed a split of the shards in `data` with the network at `model`; what the cache holds is only read."""
     shards = open_shards(data, split)
     paths = sorted({group.path for group in shards.row_groups})
+    if not paths:
+        msg = f"{data}: the {split} split holds no jets to embed"
+        raise InputError(msg)
     key = _key(model, shards)
     folder = cache / key / split
     jobs = [{"shard": str(Path(path).resolve()), "out": str((folder / Path(path).name).resolve())} for path in paths]
@@ -73,12 +78,14 @@ def embed(
 
 
 def _key(model: Path, shards: ShardSet) -> str:
-    text = f"{open_network(model).hash} {shards.manifest_hash}"
+    network = open_network(model)
+    text = f"{network.hash} {network.data.hash} {shards.manifest_hash}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _run(todo: list[dict[str, str]], model: Path, shards: ShardSet, workers: int, device: str) -> None:
     import ray.data
+    import ray.exceptions
 
     dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
         EmbedShard,
@@ -88,8 +95,12 @@ def _run(todo: list[dict[str, str]], model: Path, shards: ShardSet, workers: int
         num_gpus=1 if device == "cuda" else 0,
     )
     with tqdm(total=shards.rows, unit=" jets", unit_scale=True, desc=f"embed {shards.split}", mininterval=1.0) as bar:
-        for row in dataset.iter_rows():
-            bar.update(row["jets"])
+        try:
+            for row in dataset.iter_rows():
+                bar.update(row["jets"])
+        except ray.exceptions.RayError as error:
+            raise_own(error)
+            raise
 
 
 class EmbedShard:
@@ -99,7 +110,7 @@ class EmbedShard:
         self._network = open_network(model, device)
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
-        table = pq.read_table(job["shard"], columns=list(self._network.data.columns))
+        table = pq.read_table(job["shard"], columns=list(self._network.data.input_columns))
         scored = score_table(self._network, table)
         out = pa.table({"row": scored.rows, "latent": as_lists(scored.latent), "logits": as_lists(scored.logits)})
         with files.committed(job["out"]) as temporary:

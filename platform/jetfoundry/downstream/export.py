@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from jetfoundry import config
+from jetfoundry.data.batch import INPUTS
 from jetfoundry.data.features import load_data_config
-from jetfoundry.downstream.scoring import INPUTS
 from jetfoundry.errors import InputError
 from jetfoundry.models.checkpoints import ModelFile
 
@@ -34,7 +34,7 @@ class ExportConfig:
 
 def padded_batches(model: ModelFile, jets: pa.Table) -> list[tuple[torch.Tensor, ...]]:
     """Inputs of the selected jets in batches of several sizes, each padded to its own longest jet."""
-    features = load_data_config(yaml.safe_load(model.data_yaml)).apply(jets, training=False)
+    features = load_data_config(yaml.safe_load(model.data_yaml)).apply(jets, training=False, labels=False)
     number = len(features.rows)
     if number == 0:
         msg = f"none of the {jets.num_rows} jets passes the selection of the model's data YAML"

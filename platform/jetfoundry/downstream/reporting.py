@@ -82,7 +82,7 @@ def _some_jets(
 
 
 def mean_rows(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per task and method: mean and spread over seeds; failed seeds are counted.
+    """One row per task, method and comparison: mean and spread over seeds; failed seeds are counted.
 
     Rejections carry their own binomial error, larger than any spread over seeds; they are those of the first seed.
     """
@@ -93,17 +93,22 @@ def mean_rows(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"task": task, "method": method, "seeds": len(done)}
         if len(done) < len(same):
             row["failed seeds"] = len(same) - len(done)
-        if done:
-            row |= {"train jets": done[0].get("train_jets"), "jets": done[0]["jets"]}
-            row["accuracy"] = _spread([trial["accuracy"] for trial in done])
-            row["within one class"] = _spread([trial.get("accuracy_within_one_class") for trial in done])
-            for name, first in done[0]["discriminants"].items():
-                figures = [trial["discriminants"][name] for trial in done]
-                row |= {"comparison": name, "AUC": _spread([figure["auc"] for figure in figures])}
-                for point in first["rejections"]:
-                    row[f"rejection at {point['efficiency']:.0%}"] = format_rejection(point)
-        rows.append(row)
+        if not done:
+            rows.append(row)
+            continue
+        row |= {"train jets": done[0].get("train_jets"), "jets": done[0]["jets"]}
+        row["accuracy"] = _spread([trial["accuracy"] for trial in done])
+        row["within one class"] = _spread([trial.get("accuracy_within_one_class") for trial in done])
+        rows += [row | _comparison(name, done) for name in done[0]["discriminants"]] or [row]
     return rows
+
+
+def _comparison(name: str, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    figures = [trial["discriminants"][name] for trial in trials]
+    row: dict[str, Any] = {"comparison": name, "AUC": _spread([figure["auc"] for figure in figures])}
+    for point in figures[0]["rejections"]:
+        row[f"rejection at {point['efficiency']:.0%}"] = format_rejection(point)
+    return row
 
 
 def _spread(values: Sequence[float | None]) -> str | None:

@@ -2,12 +2,14 @@
 
 Ray Data reads entry ranges, a pool of actors holds the network, results come back in order and are written as they
 come. Columns of the result, one row per jet that the model's selection keeps: `source_file` (index into the inputs),
-`source_entry`, the data YAML's jet-level observers, `scores` (C, softmax), `latent` (D).
+`source_entry`, the data YAML's jet-level observers as far as the input has them, `scores` (C, softmax), `latent` (D).
+Input files, class names in order and model hash stand in the file's metadata. The input needs no truth.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from tqdm import tqdm
 
 from jetfoundry import config, files
 from jetfoundry.downstream.scoring import as_lists, open_network, score_table
-from jetfoundry.ray_session import RayConfig
+from jetfoundry.ray_session import RayConfig, raise_own
 
 __all__ = ["ScoreConfig", "score_files"]
 
@@ -46,12 +48,19 @@ def score_files(options: ScoreConfig) -> dict[str, Any]:
     Raises InputError for inputs that cannot be read. The result file appears whole at the end, or not at all.
     """
     import ray.data
+    import ray.exceptions
 
     from jetfoundry.data.datasource import read_jets
+    from jetfoundry.data.inventory import expand
+    from jetfoundry.data.root import open_jets
 
     network = open_network(options.model)
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    jets = read_jets(options.input, columns=[name for name in network.data.columns if name not in _PROVENANCE])
+    paths = expand(options.input)
+    with open_jets(paths[0]) as first:
+        observers = [name for name in network.data.observers if name in first.names]
+    columns = {*network.data.input_columns, *observers} - {*_PROVENANCE}
+    jets = read_jets([str(path) for path in paths], columns=sorted(columns))
     scored = jets.map_batches(
         ScoreBlock,
         fn_constructor_kwargs={
@@ -65,14 +74,20 @@ def score_files(options: ScoreConfig) -> dict[str, Any]:
         num_cpus=1,
         num_gpus=1 if options.device == "cuda" else 0,
     )
+    inputs = [str(path) for path in paths]
+    meta = {"classes": json.dumps(network.classes), "inputs": json.dumps(inputs), "model_hash": network.hash}
     read, rows, writer = 0, 0, None
     with files.committed(options.output) as temporary, tqdm(unit=" jets", unit_scale=True, desc="score") as bar:
-        for block in scored.iter_batches(batch_format="pyarrow", batch_size=None):
-            kept = block.filter(block["selected"]).drop_columns(["selected"])
-            writer = writer or pq.ParquetWriter(temporary, kept.schema, compression="zstd")
-            writer.write_table(kept)
-            read, rows = read + block.num_rows, rows + kept.num_rows
-            bar.update(block.num_rows)
+        try:
+            for block in scored.iter_batches(batch_format="pyarrow", batch_size=None):
+                kept = block.filter(block["selected"]).drop_columns(["selected"])
+                writer = writer or pq.ParquetWriter(temporary, kept.schema.with_metadata(meta), compression="zstd")
+                writer.write_table(kept)
+                read, rows = read + block.num_rows, rows + kept.num_rows
+                bar.update(block.num_rows)
+        except ray.exceptions.RayError as error:
+            raise_own(error)
+            raise
         if writer:
             writer.close()
     return {
@@ -80,6 +95,7 @@ def score_files(options: ScoreConfig) -> dict[str, Any]:
         "scored": rows,
         "not_selected": read - rows,
         "model_hash": network.hash,
+        "inputs": inputs,
         "output": options.output,
     }
 

@@ -18,15 +18,13 @@ import pyarrow as pa
 import torch
 import yaml
 
+from jetfoundry.data.batch import INPUTS
 from jetfoundry.data.features import DataConfig, load_data_config
 from jetfoundry.models.checkpoints import load_model
 
-__all__ = ["INPUTS", "Floats", "Network", "Scored", "as_lists", "open_network", "score_table"]
+__all__ = ["Floats", "Network", "Scored", "as_lists", "open_network", "score_table"]
 
 Floats = npt.NDArray[np.float32]
-
-INPUTS = ("pf_features", "pf_vectors", "pf_mask")
-"""Names of the network's inputs in the data YAML and in ONNX files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +61,7 @@ def open_network(path: str | Path, device: str = "cpu") -> Network:
 
     def run(inputs: Mapping[str, Floats]) -> tuple[Floats, Floats]:
         with torch.inference_mode():
-            features, vectors, mask = (
-                torch.from_numpy(inputs[name]).to(device) for name in ("pf_features", "pf_vectors", "pf_mask")
-            )
+            features, vectors, mask = (torch.from_numpy(inputs[name]).to(device) for name in INPUTS)
             latent = model.latent(features, vectors, mask > 0)
             return model.head(latent).float().cpu().numpy(), latent.float().cpu().numpy()
 
@@ -90,7 +86,7 @@ def _open_onnx(path: Path) -> Network:
 
 def score_table(network: Network, table: pa.Table, batch_size: int = 256) -> Scored:
     """Score a table of jets (JetClass-II columns, at least those that the network's data YAML reads)."""
-    features = network.data.apply(table, training=False)
+    features = network.data.apply(table, training=False, labels=False)
     jets = len(features.rows)
     order = np.argsort(np.diff(features.offsets), kind="stable")
     parts = [order[begin : begin + batch_size] for begin in range(0, jets, batch_size)]

@@ -29,7 +29,12 @@ from jetfoundry.evaluate.tables import columns
 from jetfoundry.evaluate.validation import EvaluationConfig, discriminants_of, evaluate_scores
 from jetfoundry.ray_session import RayConfig
 
-__all__ = ["TransferConfig", "transfer"]
+__all__ = ["MAY_CHANGE", "TransferConfig", "transfer"]
+
+MAY_CHANGE = (
+    "seeds", "evaluate_split", "embed_workers", "cpus_per_trial", "ray.address", "ray.num_cpus", "ray.object_store_gb"
+)  # fmt: skip
+"""Keys that may differ when a result folder is used again: trials are kept under their own identity."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

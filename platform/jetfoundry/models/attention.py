@@ -107,8 +107,6 @@ class Attention(nn.Module):
             bias = bias.expand(*jets_heads, -1, -1).flatten(0, 1)
             scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale)  # (B * H, P_query, P)
             out = torch.bmm(self.dropout(scores.softmax(-1)), value).unflatten(0, jets_heads)
-        elif torch.compiler.is_exporting():  # spelled out: the exporter breaks on the strides of the fused kernel
-            out = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5 + bias).softmax(-1) @ value
         else:
             rate = self.dropout.rate if self.training else 0.0
             out = F.scaled_dot_product_attention(query, key, value, bias, rate)

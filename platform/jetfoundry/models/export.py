@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from jetfoundry import files
+from jetfoundry.data.batch import INPUTS
 from jetfoundry.errors import CheckpointError
 from jetfoundry.models.checkpoints import ModelFile
 from jetfoundry.models.particle_transformer import ParticleTransformer
 
-__all__ = ["INPUTS", "OPSET", "OUTPUTS", "check_onnx", "export_onnx"]
+__all__ = ["OPSET", "OUTPUTS", "check_onnx", "export_onnx"]
 
-INPUTS = ("pf_features", "pf_vectors", "pf_mask")
 OUTPUTS = ("scores", "latent")
 OPSET = 18
 """The oldest opset that torch's exporter writes without converting: readable by the most runtimes."""

@@ -29,7 +29,7 @@ from jetfoundry.sim.store import read_metadata, write_shard
 __all__ = ["check_extra", "shard_path", "simulate"]
 
 # Keys that change how a sample is made or how large it is, but not what a file holds.
-_FREE = ("output", "jets", "workers", "address", "card")
+_FREE = ("output", "jets", "workers", "card", "ray.address", "ray.num_cpus", "ray.object_store_gb")
 _VERSIONS = ("jetfoundry", "pythia8mc", "fastjet", "numpy", "awkward", "uproot")
 
 
@@ -111,7 +111,7 @@ def _make(
         return
     import ray
 
-    with ray_session.session(address=cfg.address, num_cpus=cfg.workers):
+    with ray_session.session(cfg.ray.address, cfg.ray.num_cpus or cfg.workers, cfg.ray.object_store_gb):
         cpus = ray_session.available_cpus()
         count = min(cfg.workers or cpus, cpus, len(missing))  # an actor beyond the CPUs would never start
         remote = ray.remote(num_cpus=1)(_Worker)

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from jetfoundry.config import option
+from jetfoundry.ray_session import RayConfig
 from jetfoundry.sim.detector import DetectorCard
 
 __all__ = [
@@ -124,7 +125,7 @@ class SimulateConfig:
     seed: int = option(1, "seed of the run; file contents depend on it, the family and the shard number only")
     mode: Mode = option("full", "full = with MPI and ISR, no_mpi, fast = neither MPI nor ISR")
     workers: int = option(0, "Ray actors, 0 = one per CPU")
-    address: str = option("", "Ray: '' = private local Ray or the job's own cluster, else auto or host:port")
+    ray: RayConfig = option(RayConfig(), "")
     batch_events: int = option(200, "events generated and analysed at a time")
     card: Path = option(Path("datasets/cards/cms.yaml"), "detector card")
     detector: DetectorCard | None = option(None, "the card itself, instead of the file named by `card`")

@@ -39,6 +39,7 @@ class TrainConfig:
     checkpoint_steps: int = config.option(0, "also write a checkpoint every so many steps, 0 = at epoch ends only")
     log_steps: int = config.option(10, "write a row of metrics every so many steps")
     seed: int = config.option(1, "seed of weights, dropout and data order")
+    sync_timing: bool = config.option(False, "wait for the GPU after each phase: a true time split, some speed lost")
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.steps_per_epoch < 0 or self.log_steps < 1:
@@ -83,7 +84,7 @@ def fit(
     optimizer = build_optimizer(bare, options.optim)
     step, position = _restore(state, bare, optimizer)
     total = options.epochs * steps_per_epoch
-    timer = PhaseTimer()
+    timer = PhaseTimer(synchronize=options.sync_timing)
     loss_sum, jets = torch.zeros((), device=device), 0
     with train(position) as batches:
         while step < total:

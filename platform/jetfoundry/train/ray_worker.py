@@ -1,7 +1,7 @@
 """What every training process does under Ray Train: open its part of the data, train, report checkpoints.
 
-Ray continues a run silently even under a changed configuration, so the configuration's fingerprint travels in the
-checkpoint and is compared here.
+Ray continues a run silently even under a changed configuration, so the identity of recipe, data YAML, shards and
+architecture travels in the checkpoint and is compared here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jetfoundry.models.checkpoints import load_state, save_model, save_state
 from jetfoundry.models.particle_transformer import ParTConfig, ParticleTransformer
 from jetfoundry.train.loop import Save, TrainStream, Validation, fit, predict
 from jetfoundry.train.metrics_log import MetricsLog
-from jetfoundry.train.recipe import MAY_CHANGE, Recipe
+from jetfoundry.train.recipe import Recipe
 
 __all__ = ["train_worker"]
 
@@ -48,8 +48,7 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
     train, val = open_shards(recipe.data, "train"), open_shards(recipe.data, "val")
     architecture = config.build(ParTConfig, spec["model"])
     model = ray.train.torch.prepare_model(ParticleTransformer(architecture))
-    fingerprint = config.fingerprint(recipe, ignore=MAY_CHANGE)
-    state = _last_state(fingerprint)
+    state = _last_state(spec["identity"])
     log = MetricsLog(Path(spec["run"]), state["step"] if state else 0) if share["rank"] == 0 else None
 
     def batches(start: Position) -> Iterator[tuple[Batch, Position]]:
@@ -68,7 +67,7 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
         device=device,
         rank=share["rank"],
         state=state,
-        save=_reporter(spec, recipe, architecture, data.classes, fingerprint, share["rank"]),
+        save=_reporter(spec, recipe.labels, architecture, share["rank"]),
         log=log or (lambda row: None),
     )
     if log:
@@ -87,18 +86,11 @@ def _stream(batches: Any, depth: int) -> TrainStream:
     return opened
 
 
-def _reporter(
-    spec: dict[str, Any],
-    recipe: Recipe,
-    architecture: ParTConfig,
-    classes: tuple[str, ...],
-    fingerprint: str,
-    rank: int,
-) -> Save:
+def _reporter(spec: dict[str, Any], labels: str, architecture: ParTConfig, rank: int) -> Save:
     """What hands a checkpoint to Ray Train: rank 0 writes it, every rank reports, which is a barrier."""
     import ray.train
 
-    meta = {"manifest_hash": spec["manifest_hash"], "git_commit": runs.git_commit(), "labels": recipe.labels}
+    meta = {"manifest_hash": spec["manifest_hash"], "git_commit": runs.git_commit(), "labels": labels}
 
     def save(state: dict[str, Any], metrics: dict[str, Any]) -> None:
         # Ray ranks checkpoints by validation accuracy: one that was not validated is kept as the latest only.
@@ -111,19 +103,19 @@ def _reporter(
                     model_name="particle_transformer",
                     model_config=architecture,
                     weights=state["weights"],
-                    classes=classes,
+                    classes=spec["classes"],
                     data_yaml=spec["data_yaml"],
                     meta=meta | figures,
                 )
-                save_state(Path(folder) / "state.pt", state | {"fingerprint": fingerprint, **meta})
+                save_state(Path(folder) / "state.pt", state | {"identity": spec["identity"], **meta})
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(figures, checkpoint=checkpoint, checkpoint_dir_name=f"step_{state['step']:08d}")
 
     return save
 
 
-def _last_state(fingerprint: str) -> dict[str, Any] | None:
-    """State of the last committed checkpoint of this run, if there is one and it belongs to this configuration."""
+def _last_state(identity: dict[str, str]) -> dict[str, Any] | None:
+    """State of the last committed checkpoint of this run; CheckpointError if it belongs to something else."""
     import ray.train
 
     checkpoint = ray.train.get_checkpoint()
@@ -131,10 +123,14 @@ def _last_state(fingerprint: str) -> dict[str, Any] | None:
         return None
     with checkpoint.as_directory() as folder:
         state = load_state(Path(folder) / "state.pt")
-    if state["fingerprint"] != fingerprint:
-        msg = f"{checkpoint.path}: written under another configuration ({state['fingerprint']}, now {fingerprint})"
-        raise CheckpointError(msg)
+    for what, value in identity.items():
+        if state["identity"][what] != value:
+            msg = f"{checkpoint.path} was written with another {_WHAT[what]}; choose another run folder or delete it"
+            raise CheckpointError(msg)
     return state
+
+
+_WHAT = {"recipe": "recipe", "features": "data YAML", "data": "set of shards", "model": "architecture"}
 
 
 def _validate(model: nn.Module, batches: Iterator[Batch], device: torch.device) -> Validation:

@@ -13,7 +13,11 @@ from jetfoundry.train.loop import TrainConfig
 
 __all__ = ["MAY_CHANGE", "ModelConfig", "PrepareConfig", "Recipe", "WorkersConfig"]
 
-MAY_CHANGE = ("ray.address", "ray.num_cpus", "ray.object_store_gb", "train.log_steps", "workers.max_failures")
+MAY_CHANGE = (
+    "ray.address", "ray.num_cpus", "ray.object_store_gb", "train.log_steps", "train.checkpoint_steps",
+    "train.sync_timing", "loader.prefetch", "workers.max_failures", "workers.cpus_per_worker", "workers.threads",
+    "sample", "discriminants", "prepare.simulate", "prepare.root", "prepare.jets",
+)  # fmt: skip
 """Keys that may differ when a run continues: they do not change its result."""
 
 
@@ -56,7 +60,7 @@ class Recipe:
 
     data: str = config.option("data/sim/shards", "folder of shards made by jobs/ingest.py")
     features: str = config.option("datasets/jetclass2.yaml", "data YAML (weaver's schema)")
-    labels: str = config.option("sophon188", "label scheme: sophon188, sophon42, binary:<A> vs <B>")
+    labels: str = config.option("sophon188", "sophon188, sophon42, binary:<A> vs <B>; '' = what the data YAML says")
     run: str = config.option("runs/pretrain", "run folder")
     sample: str = config.option("", "what plots call the data, e.g. 'simulated'; '' = taken from the manifest")
     model: ModelConfig = config.option(ModelConfig(), "")
@@ -66,4 +70,6 @@ class Recipe:
     workers: WorkersConfig = config.option(WorkersConfig(), "")
     ray: RayConfig = config.option(RayConfig(), "")
     prepare: PrepareConfig = config.option(PrepareConfig(), "")
-    discriminants: tuple[str, ...] = config.option(("X_bb vs QCD",), "signal vs background, evaluated after training")
+    discriminants: tuple[str, ...] = config.option(
+        (), "A vs B, evaluated after training; none = X_bb vs QCD if it can be"
+    )
