@@ -78,8 +78,10 @@ def test_unknown_preset_and_model_option_name_the_nearest(tmp_path, toy_shards):
 
 
 def test_a_run_folder_refuses_another_configuration_but_not_another_address(tmp_path):
-    runs.open_run(tmp_path / "run", recipe("d", "r"))
+    runs.open_run(tmp_path / "run", recipe("typo", "r"))
     runs.open_run(tmp_path / "run", recipe("d", "r", "ray.num_cpus=7"), may_change=["ray.num_cpus"])
+    runs.open_run(tmp_path / "run", recipe("d", "r"))  # nothing was made with it yet: a typo may be mended
+    (tmp_path / "run" / "metrics.jsonl").touch()
     with pytest.raises(CheckpointError, match=r"train.epochs: was 2, now 9"):
         runs.open_run(tmp_path / "run", recipe("d", "r", "train.epochs=9"))
 
