@@ -1,0 +1,112 @@
+"""The jobs as a user calls them: the whole way in one folder, and a command line that only grows on purpose."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jetfoundry import config, files
+from jetfoundry.data.ingest import IngestConfig
+from jetfoundry.downstream.export import ExportConfig
+from jetfoundry.downstream.score_files import ScoreConfig
+from jetfoundry.downstream.transfer import TransferConfig
+from jetfoundry.train.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Flags only ever grow; this list makes each one a decision.
+FLAGS = {
+    IngestConfig: 16,
+    Recipe: 37,
+    TransferConfig: 11,
+    ScoreConfig: 9,
+    ExportConfig: 5,
+}
+
+
+@pytest.mark.parametrize("job", FLAGS, ids=lambda job: job.__name__)
+def test_the_number_of_options_of_a_job_is_a_decision(job):
+    rows = config.describe(job)
+    assert all(meaning for _, _, meaning in rows), "every option has a meaning"
+    assert len(rows) == FLAGS[job]
+
+
+def job_module(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "jobs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pretrain_makes_only_the_data_that_is_missing(tmp_path, monkeypatch):
+    job, calls = job_module("pretrain"), []
+    monkeypatch.setattr(
+        "jetfoundry.sim.run.simulate", lambda cfg: calls.append(("simulate", str(cfg.output), cfg.jets))
+    )
+    monkeypatch.setattr(job, "ingest", lambda cfg: calls.append(("ingest", cfg.input, cfg.output)))
+    monkeypatch.chdir(ROOT)
+    shards = tmp_path / "shards"
+    recipe = config.read(Recipe, ROOT / "jobs" / "recipes" / "demo.yaml", [f"data={shards}"])
+    job.prepare(recipe)
+    assert calls == [
+        ("simulate", "data/sim/root", 24000),
+        ("ingest", ("data/sim/root/*.root",), str(shards)),
+    ]
+    files.write_json(shards / "manifest.json", {})
+    job.prepare(recipe)
+    assert len(calls) == 2
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """A folder that looks like the checkout to a job, in which it may write."""
+    for name in ("jobs", "datasets"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def run(workplace, *command):
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=workplace,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.sim
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_pretrain_alone_simulates_and_ingests_and_the_other_jobs_go_on_from_its_run(workplace):
+    small = ["prepare.jets=2000", "train.epochs=1", "model.change={num_layers: 1}"]
+    shown = run(workplace, "jobs/pretrain.py", *small)
+    assert "validation accuracy, all classes" in shown
+    runs = workplace / "runs" / "demo"
+    assert files.read_json(runs / "summary.json")["sample"].startswith("simulated")
+
+    # The same command again does nothing but show the result.
+    assert "it was before this call" in run(workplace, "jobs/pretrain.py", *small)
+
+    shown = run(workplace, "jobs/transfer.py", "datasets/tasks/demo.yaml", "backbone=runs/demo", "seeds=1")
+    assert "xbb_vs_qcd" in shown
+    assert "model scores" in shown
+    assert "xbb_opening_angle" in (runs / "transfer" / "demo" / "table.csv").read_text()
+
+    assert "largest difference" in run(workplace, "jobs/export.py", "runs/demo")
+    assert files.read_json(runs / "export.json")["max_difference"] < 1e-4
+    report = (runs / "report.html").read_text()
+    for heading in ("In short", "Transfer: demo", "Export", "Training", "Discriminants"):
+        assert f"<h2>{heading}</h2>" in report
+    assert "http" not in report.split("</style>")[1].replace("http-equiv", "")  # nothing is loaded from outside
+
+    run(workplace, "jobs/evaluate.py", "runs/demo/model.onnx", "input=data/sim/root/*.root", "output=scores.parquet")
+    assert pq.read_table(workplace / "scores.parquet").num_rows == 2000
