@@ -9,6 +9,7 @@ YAML, model hash, opset.
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,7 +57,8 @@ def export_onnx(model_file: ModelFile, path: str | Path, *, opset: int = OPSET) 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "# The axis name", UserWarning)  # it is meant that inputs share B and P
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # torch 2.13 copying its own classes
-        program = torch.onnx.export(
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that we do not need
+    program = torch.onnx.export(
             network,
             example,
             input_names=INPUTS,

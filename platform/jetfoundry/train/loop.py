@@ -71,11 +71,13 @@ def fit(
     steps_per_epoch: int,
     device: torch.device,
     rank: int = 0,
+    world: int = 1,
     state: dict[str, Any] | None = None,
     save: Save,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
-    """Train `model` (bare, or wrapped for data-parallel training) to the end; returns the timing summary.
+    """Train `model` (bare, or wrapped for data-parallel training) to the end; returns the timing summary: jets/s of
+    all `world` workers, and how this worker's time splits.
 
     `state` continues an earlier run. `save(state, metrics)` is called at every epoch's end and every
     `checkpoint_steps`; `log(row)` every `log_steps` and after each validation.
@@ -96,7 +98,7 @@ def fit(
             loss_sum += _step(model, batch, optimizer, lr, options, device, timer)
             jets += batch.size
             step += 1
-            timer.step_done(batch.size)
+            timer.step_done(batch.size * world)  # all workers make their steps together
             epoch_done = step % steps_per_epoch == 0
             if step % options.log_steps == 0 or epoch_done:
                 row = {"step": step, "epoch": step / steps_per_epoch, "lr": lr, "loss": _mean(loss_sum, jets, step)}

@@ -65,7 +65,7 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
         recipe.train,
         steps_per_epoch=spec["steps_per_epoch"],
         device=device,
-        rank=share["rank"],
+        **share,
         state=state,
         save=_reporter(spec, recipe.labels, architecture, share["rank"]),
         log=log or (lambda row: None),
