@@ -58,7 +58,7 @@ def export_onnx(model_file: ModelFile, path: str | Path, *, opset: int = OPSET) 
         warnings.filterwarnings("ignore", "# The axis name", UserWarning)  # it is meant that inputs share B and P
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # torch 2.13 copying its own classes
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that we do not need
-    program = torch.onnx.export(
+        program = torch.onnx.export(
             network,
             example,
             input_names=INPUTS,
@@ -68,9 +68,9 @@ def export_onnx(model_file: ModelFile, path: str | Path, *, opset: int = OPSET) 
             dynamic_shapes=({0: jets, 2: particles},) * 3,
             verbose=False,
         )
-    if program is None:
-        msg = "torch.onnx.export returned no program although dynamo=True"
-        raise AssertionError(msg)
+        if program is None:
+            msg = "torch.onnx.export returned no program although dynamo=True"
+            raise AssertionError(msg)
     graph = program.model_proto
     written = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
     if written != opset:
