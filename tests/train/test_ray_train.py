@@ -64,6 +64,45 @@ def test_what_is_wrong_with_the_data_reaches_the_user_as_itself(ray_local, tmp_p
         pretrain(nothing, run)
 
 
+@pytest.mark.ray
+def test_a_run_does_not_continue_with_other_features(ray_local, tmp_path, toy_shards):
+    features = tmp_path / "features.yaml"
+    features.write_text((ROOT / "datasets" / "jetclass2.yaml").read_text())
+    data = toy_shards(tmp_path / "shards", train=100, val=20)
+    one = recipe(data, tmp_path / "run", f"features={features}", "train.epochs=1", "workers.max_failures=0")
+    run = runs.open_run(one.run, one)
+    pretrain(one, run)
+    features.write_text(features.read_text().replace("np.tanh(part_d0val)", "np.tanh(2 * part_d0val)"))
+    with pytest.raises(CheckpointError, match="written with another data YAML"):
+        pretrain(one, run)
+
+
+def test_what_can_be_checked_is_checked_before_anything_starts(tmp_path, toy_shards):
+    data = toy_shards(tmp_path / "shards", train=100, val=0)
+    with pytest.raises(InputError, match="the val split holds no jets"):
+        plan(recipe(data, tmp_path / "run"))
+    text = (ROOT / "datasets" / "jetclass2.yaml").read_text()
+    (tmp_path / "f.yaml").write_text(text.replace("pf_vectors:", "pf_vector:"))
+    data = toy_shards(tmp_path / "more", train=100, val=20)
+    with pytest.raises(ConfigError, match="the network needs 'pf_vectors'; nearest: pf_vector"):
+        plan(recipe(data, tmp_path / "run", f"features={tmp_path / 'f.yaml'}"))
+
+
+@pytest.mark.ray
+def test_a_yaml_with_weavers_simple_labels_trains_on_its_own_classes(ray_local, tmp_path, toy_shards):
+    text = (ROOT / "datasets" / "jetclass2.yaml").read_text()
+    features = tmp_path / "simple.yaml"
+    features.write_text(text[: text.index("labels:")] + "labels: {type: simple, value: [X_QQ, QCD]}\n")
+    data = toy_shards(tmp_path / "shards", train=200, val=40)
+    own = [f"features={features}", "labels=", "train.epochs=1"]
+    with pytest.raises(ConfigError, match=r"needs a label scheme; use sampling.balance=natural"):
+        plan(recipe(data, tmp_path / "run", *own))
+    simple = recipe(data, tmp_path / "run", *own, "sampling.balance=natural")
+    run = runs.open_run(simple.run, simple)
+    assert pretrain(simple, run)["best"]["val_jets"] == 40
+    assert load_model(run / "model.pt").classes == ("X_QQ", "QCD")
+
+
 def test_a_recipe_with_an_unknown_key_names_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown key 'train.epoch'; nearest: epochs"):
         recipe("d", "r", "train.epoch=3")
