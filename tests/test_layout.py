@@ -59,8 +59,9 @@ def imports_of(path):
 
 # A room may import itself and the rooms named here; the rest of the way is jobs -> library.
 BELOW = {
-    "data": (),
-    "sim": ("data",),
+    "events": (),
+    "data": ("events",),
+    "sim": ("data", "events"),
     "models": ("data",),
     "train": ("data", "models"),
     "evaluate": ("data", "train"),

@@ -14,6 +14,7 @@ pytest.importorskip("fastjet", reason="needs the [sim] extra")
 
 from jetfoundry import config, labels, schema
 from jetfoundry.errors import ConfigError
+from jetfoundry.events.jets import wrap_phi
 from jetfoundry.sim import chain, jets
 from jetfoundry.sim.detector import DetectorCard
 from jetfoundry.sim.generator import Generator
@@ -158,7 +159,7 @@ def test_two_prong_decay_products_lie_in_the_jet_and_name_its_label(tables: dict
                 continue
             assert sorted(letter[p] for p in pids) == sorted(name)
             deta = np.array(jet["aux_genpart_eta"])[product] - jet["jet_eta"]
-            dphi = jets.wrap_phi(np.array(jet["aux_genpart_phi"])[product] - jet["jet_phi"])
+            dphi = wrap_phi(np.array(jet["aux_genpart_phi"])[product] - jet["jet_phi"])
             distance = np.hypot(deta, dphi)
             assert distance.max() < 0.8
             assert distance[0] <= distance[1]

@@ -8,6 +8,7 @@ import pytest
 
 from jetfoundry import config
 from jetfoundry.errors import ConfigError
+from jetfoundry.events.flow import CHARGED_HADRON, ELECTRON, MUON, NEUTRAL_HADRON, PHOTON, Flow
 from jetfoundry.sim import response
 from jetfoundry.sim.detector import DetectorCard
 
@@ -33,7 +34,7 @@ def momentum(pt: float, eta: float, phi: float, mass: float = 0.0) -> np.ndarray
     return p
 
 
-def see(card: DetectorCard, pid: int, pt: float, eta: float, n: int, mass: float = 0.0) -> response.Flow:
+def see(card: DetectorCard, pid: int, pt: float, eta: float, n: int, mass: float = 0.0) -> Flow:
     """n events of one particle from the origin."""
     p4 = np.repeat(momentum(pt, eta, 0.3, mass), n, axis=0)
     rng = np.random.default_rng(1)
@@ -87,11 +88,11 @@ def test_energy_is_right_on_average_without_pileup_cleaning(no_pileup: DetectorC
 
 def test_categories_follow_the_particle_and_its_track(no_pileup: DetectorCard) -> None:
     for pid, kinds in (
-        (22, {response.PHOTON}),
-        (130, {response.NEUTRAL_HADRON}),
-        (-13, {response.MUON}),
-        (11, {response.ELECTRON, response.PHOTON}),
-        (-211, {response.CHARGED_HADRON, response.NEUTRAL_HADRON}),
+        (22, {PHOTON}),
+        (130, {NEUTRAL_HADRON}),
+        (-13, {MUON}),
+        (11, {ELECTRON, PHOTON}),
+        (-211, {CHARGED_HADRON, NEUTRAL_HADRON}),
     ):
         assert set(see(no_pileup, pid, 30.0, 0.1, 500).kind.tolist()) == kinds
 

@@ -22,14 +22,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from jetfoundry.errors import ConfigError
-from jetfoundry.sim import columns, jets, truth
+from jetfoundry.events import columns
+from jetfoundry.events.jets import Jets, match_jets, offsets_of
+from jetfoundry.events.record import Events
+from jetfoundry.events.truth_particles import qcd_truth, resonance_truth
+from jetfoundry.sim import jets
 from jetfoundry.sim.detector import DetectorCard
-from jetfoundry.sim.generator import Events, Generator
-from jetfoundry.sim.jets import Jets
+from jetfoundry.sim.generator import Generator
 from jetfoundry.sim.response import respond
 from jetfoundry.sim.settings import SimulateConfig, seeds
 from jetfoundry.sim.source import PairSource
-from jetfoundry.sim.truth_particles import qcd_truth, resonance_truth
 
 __all__ = ["Shard", "analyse", "make_shard"]
 
@@ -84,11 +86,13 @@ def analyse(
     p4 = np.stack([flow.px, flow.py, flow.pz, flow.energy], axis=1)
     stored = _storable(p4)
     flow, p4 = flow.take(stored), p4[stored]
-    offsets = jets.offsets_of(flow.event, len(events))
+    offsets = offsets_of(flow.event, len(events))
     found = jets.cluster(p4, offsets, cfg.jet.radius, cfg.jet.pt_min, cfg.jet.eta_max)
 
-    label_jets = qcd_truth if qcd else resonance_truth
-    known = label_jets(events, found, cfg.jet)
+    if qcd:
+        known = qcd_truth(events, found, cfg.jet.radius, cfg.jet.qcd_parton_pt_min)
+    else:
+        known = resonance_truth(events, found, cfg.jet.radius)
     kept = np.flatnonzero((known.label >= 0) & _between(found.pt, cfg.selection.pt))
     candidates = found.take(kept)
     sdmass = jets.softdrop_mass(p4[candidates.index], candidates.offsets, cfg.jet.softdrop_zcut)
@@ -131,34 +135,11 @@ def _generator_level(
     particles = visible[wanted[events.event[visible]]]
     particles = particles[_storable(events.p4[particles])]
     p4 = events.p4[particles]
-    offsets = jets.offsets_of(events.event[particles], len(events))
+    offsets = offsets_of(events.event[particles], len(events))
     genjets = jets.cluster(p4, offsets, cfg.jet.radius, cfg.jet.pt_min)
-    match = _match(selected, genjets, cfg.jet.radius)
+    match = match_jets(selected, genjets, cfg.jet.radius)
     sdmass = np.zeros(len(selected))
     matched = genjets.take(match[match >= 0])
     sdmass[match >= 0] = jets.softdrop_mass(p4[matched.index], matched.offsets, cfg.jet.softdrop_zcut)
     vertex, pid = events.vertex[particles], events.pid[particles]
     return columns.genpart_columns(selected, genjets, match, sdmass, p4, pid, vertex)
-
-
-def _match(selected: Jets, genjets: Jets, radius: float) -> Array:
-    """Nearest generator-level jet within `radius` of each jet, -1 if none; jets choose by falling pT, each once."""
-    match = np.full(len(selected), -1)
-    taken = np.zeros(len(genjets), dtype=bool)
-    first = np.searchsorted(genjets.event, selected.event)
-    count = np.searchsorted(genjets.event, selected.event, side="right") - first
-    rank = np.arange(len(selected)) - np.searchsorted(selected.event, selected.event)
-    for turn in range(rank.max(initial=-1) + 1):
-        chooser = np.flatnonzero((rank == turn) & (count > 0))
-        option = np.arange(count[chooser].max(initial=0))
-        position = np.minimum(first[chooser, None] + option, len(genjets) - 1)
-        axis = selected.eta[chooser, None], selected.phi[chooser, None]
-        distance = truth.delta_r(genjets.eta[position], genjets.phi[position], *axis)
-        distance[(option >= count[chooser, None]) | taken[position]] = np.inf
-        if not distance.size:
-            continue
-        nearest = distance.argmin(axis=1)
-        rows = np.flatnonzero(distance.min(axis=1) < radius)
-        match[chooser[rows]] = position[rows, nearest[rows]]
-        taken[match[chooser[rows]]] = True
-    return match

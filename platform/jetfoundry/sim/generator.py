@@ -6,7 +6,6 @@ MPI state carry over, and then a file would depend on what the actor had made be
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,33 +16,12 @@ import numpy.typing as npt
 import pythia8mc
 
 from jetfoundry.errors import ConfigError, JetFoundryError
+from jetfoundry.events.record import Events
 from jetfoundry.sim.source import PairSource
 
-__all__ = ["Events", "Generator"]
+__all__ = ["Generator"]
 
 Array = npt.NDArray[Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Events:
-    """The full record of E events: M entries in flat arrays. GeV and mm (time in mm/c).
-
-    `offsets` (E + 1,); `mother`, `daughter1`, `daughter2` are positions in the flat arrays, -1 for none.
-    """
-
-    offsets: Array
-    event: Array
-    pid: Array
-    status: Array
-    mother: Array
-    daughter1: Array
-    daughter2: Array
-    p4: Array
-    mass: Array
-    vertex: Array
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
 
 
 class _LesHouches(pythia8mc.LHAup):

@@ -7,7 +7,6 @@ step is a Python loop over jets. Particles are float64 (N, 4) = (px, py, pz, E) 
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import Any
 
@@ -16,59 +15,15 @@ import fastjet
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Jets", "cluster", "nsubjettiness", "offsets_of", "softdrop_mass", "wrap_phi"]
+from jetfoundry.events.jets import Jets
+
+__all__ = ["cluster", "nsubjettiness", "softdrop_mass"]
 
 Array = npt.NDArray[Any]
 
 fastjet._swig.ClusterSequence.set_fastjet_banner_stream(None)  # the banner goes to stdout otherwise
 
 _WHOLE_JET = fastjet.JetDefinition(fastjet.cambridge_algorithm, 10.0)  # radius beyond any jet: one C/A tree
-
-
-@dataclasses.dataclass(frozen=True)
-class Jets:
-    """J jets sorted by event, then falling pT. `p4` (J, 4) [GeV].
-
-    `index[offsets[j]:offsets[j + 1]]` are the positions of jet j's constituents in the clustered particles,
-    by falling pT.
-    """
-
-    event: Array
-    p4: Array
-    index: Array
-    offsets: Array
-
-    @property
-    def pt(self) -> Array:
-        return np.hypot(self.p4[:, 0], self.p4[:, 1])
-
-    @property
-    def eta(self) -> Array:
-        return np.arcsinh(self.p4[:, 2] / self.pt)
-
-    @property
-    def phi(self) -> Array:
-        return np.arctan2(self.p4[:, 1], self.p4[:, 0])
-
-    def __len__(self) -> int:
-        return len(self.event)
-
-    def take(self, jets: Array) -> Jets:
-        """The jets at positions `jets`, in that order."""
-        counts = np.diff(self.offsets)[jets]
-        offsets = np.concatenate([[0], np.cumsum(counts)])
-        inner = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
-        return Jets(self.event[jets], self.p4[jets], self.index[np.repeat(self.offsets[jets], counts) + inner], offsets)
-
-
-def wrap_phi(angle: Array) -> Array:
-    """Wrap angles to [-pi, pi)."""
-    return (angle + np.pi) % (2 * np.pi) - np.pi
-
-
-def offsets_of(event: Array, events: int) -> Array:
-    """List offsets (events + 1,) of particles sorted by event number."""
-    return np.searchsorted(event, np.arange(events + 1))
 
 
 def _jagged(p4: Array, offsets: Array) -> ak.Array:

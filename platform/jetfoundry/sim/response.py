@@ -18,43 +18,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from jetfoundry.events.flow import CHARGED_HADRON, ELECTRON, MUON, NEUTRAL_HADRON, PHOTON, Flow
 from jetfoundry.sim.detector import Calorimeter, DetectorCard, EnergyResolution, PileupCleaning, Tracker
 
-__all__ = ["CHARGED_HADRON", "ELECTRON", "MUON", "NEUTRAL_HADRON", "PHOTON", "Flow", "charges", "propagate", "respond"]
+__all__ = ["charges", "propagate", "respond"]
 
 Array = npt.NDArray[Any]
-
-ELECTRON, MUON, PHOTON, CHARGED_HADRON, NEUTRAL_HADRON = range(5)
-"""Categories of reconstructed particles."""
 
 _CURVATURE = 0.299792458e-3  # pT [GeV] = this * B [T] * R [mm]
 
 # Charged particles that Pythia leaves undecayed (c tau above 1 m).
 _CHARGE = {11: -1, 13: -1, 211: 1, 321: 1, 2212: 1}
-
-
-@dataclasses.dataclass(frozen=True)
-class Flow:
-    """Reconstructed particles of a batch: flat arrays sorted by event. Momenta in GeV, lengths in mm.
-
-    `kind` is one of the five categories of this module; impact parameters and their errors are 0 for neutrals.
-    """
-
-    event: Array
-    kind: Array
-    charge: Array
-    px: Array
-    py: Array
-    pz: Array
-    energy: Array
-    d0: Array
-    d0err: Array
-    dz: Array
-    dzerr: Array
-
-    def take(self, index: Array) -> Flow:
-        """The particles at `index` (positions or mask), in that order."""
-        return Flow(**{field.name: getattr(self, field.name)[index] for field in dataclasses.fields(Flow)})
 
 
 def charges(pid: Array) -> Array:

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from jetfoundry.events import flow as categories
+from jetfoundry.events.flow import Flow
+from jetfoundry.events.jets import Jets, wrap_phi
 from jetfoundry.schema import COLUMNS, arrow_schema, column_group
-from jetfoundry.sim import response
-from jetfoundry.sim.jets import Jets, wrap_phi
-from jetfoundry.sim.response import Flow
 
 __all__ = ["AUX_FLAGS", "aux_columns", "genpart_columns", "jet_columns", "part_columns", "table"]
 
@@ -29,11 +29,11 @@ AUX_FLAGS = ("isResX", "isResY", "isResDecayProd", "isTauDecayProd", "isQcdParto
 
 _SECONDS = 1e-3 / 299_792_458.0  # per mm/c
 _KINDS = {
-    "isElectron": response.ELECTRON,
-    "isMuon": response.MUON,
-    "isPhoton": response.PHOTON,
-    "isChargedHadron": response.CHARGED_HADRON,
-    "isNeutralHadron": response.NEUTRAL_HADRON,
+    "isElectron": categories.ELECTRON,
+    "isMuon": categories.MUON,
+    "isPhoton": categories.PHOTON,
+    "isChargedHadron": categories.CHARGED_HADRON,
+    "isNeutralHadron": categories.NEUTRAL_HADRON,
 }
 
 

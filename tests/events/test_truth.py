@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jetfoundry.events import truth
+from jetfoundry.events.jets import delta_r
 from jetfoundry.labels import CLASSES, FAMILIES, INDEX
-from jetfoundry.sim import truth
 
 PAIRS = [("b", "b"), ("c", "c"), ("s", "s"), ("q", "q"), ("g", "g"), ("e", "e"), ("m", "m")]
 TAU_MODES = ("taue", "taum", "tauh")
@@ -128,7 +129,7 @@ def relabel(jet: dict[str, list[float]]) -> str:
         label, _ = truth.label_resonance(found.prongs, np.zeros(1, int), *axis, 0.8)
         return CLASSES[label[0]] if label[0] >= 0 else ""
     eta, phi = np.array(jet["aux_genpart_eta"]), np.array(jet["aux_genpart_phi"])
-    near = truth.delta_r(eta, phi, np.array(jet["jet_eta"]), np.array(jet["jet_phi"])) < 0.8
+    near = delta_r(eta, phi, np.array(jet["jet_eta"]), np.array(jet["jet_phi"])) < 0.8
     near &= np.array(jet["aux_genpart_pt"]) > 10
     pid = np.array(jet["aux_genpart_pid"], dtype=int)[near]
     return CLASSES[truth.label_qcd(np.zeros(len(pid), int), pid, 1)[0]]

@@ -7,16 +7,16 @@ the nearest to the jet first); decay products of taus; quarks of a QCD label in 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from jetfoundry.sim import truth
-from jetfoundry.sim.columns import AUX_FLAGS
-from jetfoundry.sim.generator import Events
-from jetfoundry.sim.jets import Jets, offsets_of
-from jetfoundry.sim.settings import JetConfig
+from jetfoundry.events import truth
+from jetfoundry.events.columns import AUX_FLAGS
+from jetfoundry.events.jets import Jets, delta_r, offsets_of
+from jetfoundry.events.record import Events
 
 __all__ = ["JetTruth", "qcd_truth", "resonance_truth"]
 
@@ -42,10 +42,12 @@ class JetTruth:
         return JetTruth(self.label[jets], new[self.owner][keep], self.position[keep], self.role[keep])
 
 
-def resonance_truth(events: Events, jets: Jets, cfg: JetConfig) -> JetTruth:
-    """Label jets by the resonances of their event."""
-    found = truth.find_resonances(events)
-    label, candidate = truth.label_resonance(found.prongs, jets.event, jets.eta, jets.phi, cfg.radius)
+def resonance_truth(
+    events: Events, jets: Jets, radius: float, resonances: Sequence[int] = truth.RESONANCES
+) -> JetTruth:
+    """Label jets by the resonances of their event; `resonances` are the |PDG ids| of X and Y."""
+    found = truth.find_resonances(events, resonances)
+    label, candidate = truth.label_resonance(found.prongs, jets.event, jets.eta, jets.phi, radius)
     owner = np.flatnonzero(candidate >= 0)
     chosen = candidate[owner]
     product, tau = _ordered_pair(events, found, jets, owner, chosen)
@@ -69,7 +71,7 @@ def _ordered_pair(
     product, tau, letter = found.product[chosen], found.tau[chosen], found.prongs.letter[chosen]
     p = events.p4[product[:, :2]]
     eta, phi = np.arcsinh(p[..., 2] / np.hypot(p[..., 0], p[..., 1])), np.arctan2(p[..., 1], p[..., 0])
-    distance = truth.delta_r(eta, phi, jets.eta[owner, None], jets.phi[owner, None])
+    distance = delta_r(eta, phi, jets.eta[owner, None], jets.phi[owner, None])
     hadronic = letter[:, :2] == truth.LETTERS.index("tauh")
     swap = (
         np.where(hadronic[:, 0] == hadronic[:, 1], distance[:, 1] < distance[:, 0], hadronic[:, 1])
@@ -79,11 +81,11 @@ def _ordered_pair(
     return np.take_along_axis(product, order, axis=1), np.take_along_axis(tau, order, axis=1)
 
 
-def qcd_truth(events: Events, jets: Jets, cfg: JetConfig) -> JetTruth:
+def qcd_truth(events: Events, jets: Jets, radius: float, parton_pt_min: float) -> JetTruth:
     """Label jets by the quarks that enter hadronisation inside them."""
     pid = np.abs(events.pid)
     entering = (np.abs(events.status) == 71) & (pid >= 1) & (pid <= 5)
-    quarks = np.flatnonzero(entering & (np.hypot(events.p4[:, 0], events.p4[:, 1]) > cfg.qcd_parton_pt_min))
+    quarks = np.flatnonzero(entering & (np.hypot(events.p4[:, 0], events.p4[:, 1]) > parton_pt_min))
     bounds = offsets_of(events.event[quarks], len(events))
     counts = np.diff(bounds)[jets.event]  # every jet with every quark of its event
     owner = np.repeat(np.arange(len(jets)), counts)
@@ -91,7 +93,7 @@ def qcd_truth(events: Events, jets: Jets, cfg: JetConfig) -> JetTruth:
     position = quarks[bounds[jets.event][owner] + rank]
     p = events.p4[position]
     eta, phi = np.arcsinh(p[:, 2] / np.hypot(p[:, 0], p[:, 1])), np.arctan2(p[:, 1], p[:, 0])
-    near = truth.delta_r(eta, phi, jets.eta[owner], jets.phi[owner]) < cfg.radius
+    near = delta_r(eta, phi, jets.eta[owner], jets.phi[owner]) < radius
     owner, position = owner[near], position[near]
     label = truth.label_qcd(owner, events.pid[position], len(jets))
     return JetTruth(label, owner, position, np.full(len(owner), _QUARK))

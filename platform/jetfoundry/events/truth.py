@@ -21,21 +21,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from jetfoundry.events.jets import delta_r
+from jetfoundry.events.record import Events
 from jetfoundry.labels import CLASSES, INDEX
-
-if TYPE_CHECKING:
-    from jetfoundry.sim.generator import Events
 
 __all__ = [
     "LETTERS",
     "Prongs",
     "Resonances",
-    "delta_r",
     "find_resonances",
     "label_qcd",
     "label_resonance",
@@ -49,7 +48,9 @@ LETTERS = ("b", "c", "s", "q", "g", "e", "m", "taue", "taum", "tauh", "ev", "mv"
 """What a prong can be; its code is the position here, -1 stands for a neutrino or no prong."""
 
 RESONANCES = (25, 35, 37)
-"""|PDG id| of X and Y."""
+"""|PDG id| of X and Y in JetClass-II."""
+
+_NEUTRINOS = (12, 14, 16)
 
 _CODE = {letter: code for code, letter in enumerate(LETTERS)}
 _WORD = re.compile(r"tau[hem]v|tau[hem]|[em]v|[bcsqgem]")
@@ -97,13 +98,6 @@ class Resonances:
     prongs: Prongs
 
 
-def delta_r(eta1: Array, phi1: Array, eta2: Array, phi2: Array) -> Array:
-    """Distance in (eta, phi). Shapes broadcast."""
-    dphi = (phi1 - phi2 + np.pi) % (2 * np.pi) - np.pi
-    distance: Array = np.hypot(eta1 - eta2, dphi)
-    return distance
-
-
 def label_resonance(
     prongs: Prongs, jet_event: Array, jet_eta: Array, jet_phi: Array, radius: float
 ) -> tuple[Array, Array]:
@@ -142,14 +136,14 @@ def label_qcd(jet: Array, pid: Array, jets: int) -> Array:
     return qcd_index(*counts)
 
 
-def find_resonances(events: Events) -> Resonances:
-    """All X of a batch with their prongs."""
-    resonance = np.isin(np.abs(events.pid), RESONANCES)
-    entering = np.flatnonzero(resonance & (events.status == -22))
-    x = entering[~resonance[np.maximum(events.mother[entering], 0)]]
+def find_resonances(events: Events, resonances: Sequence[int] = RESONANCES) -> Resonances:
+    """All X of a batch with their prongs: particles with a |PDG id| in `resonances` whose mother has none."""
+    resonance = np.isin(np.abs(events.pid), resonances)
+    entering = np.flatnonzero(resonance)
+    x = entering[(events.mother[entering] < 0) | ~resonance[events.mother[entering]]]
     x_last = _last_copy(events, x)
     daughters = _daughters(events, x_last)  # (C, 2)
-    cascade = resonance[daughters[:, 0]]
+    cascade: Array = np.all((daughters >= 0) & resonance[daughters], axis=1)
     y = np.where(cascade[:, None], _last_copy(events, daughters.ravel()).reshape(-1, 2), -1)
     hadronic = np.isin(np.abs(events.pid[_daughters(events, y.ravel())[:, 0].reshape(-1, 2)]), (1, 2, 3, 4, 5, 21))
     swap = cascade & ~hadronic[:, 0] & hadronic[:, 1]
@@ -157,7 +151,8 @@ def find_resonances(events: Events) -> Resonances:
     from_y = _daughters(events, ordered.ravel()).reshape(-1, 4)
     from_x = np.pad(daughters, ((0, 0), (0, 2)), constant_values=-1)
     product = np.where(cascade[:, None], from_y, from_x)
-    charged = cascade[:, None] & np.repeat(np.abs(events.pid[ordered]) == 37, 2, axis=1)
+    neutrino = np.isin(np.abs(events.pid[from_y]), _NEUTRINOS)
+    charged = cascade[:, None] & np.repeat(neutrino[:, ::2] | neutrino[:, 1::2], 2, axis=1)
     is_tau = (product >= 0) & (np.abs(events.pid[product]) == 15)
     tau = np.where(is_tau, _last_copy(events, product.ravel()).reshape(-1, 4), -1)
     letter, direction = _letters(events, product, tau, charged)
@@ -195,9 +190,10 @@ def products_of(events: Events, position: Array) -> Array:
 
 
 def _daughters(events: Events, position: Array) -> Array:
-    """Both decay products (n, 2) of particles in two-body decays; position -1 gives -1."""
-    pair = np.stack([events.daughter1[position], events.daughter2[position]], axis=1)
-    return np.where((position >= 0)[:, None], pair, -1)
+    """Both decay products (n, 2) of particles at `position` (n,); -1 for what does not decay to two, and for -1."""
+    first, last = events.daughter1[position], events.daughter2[position]
+    two = (position >= 0) & (first >= 0) & (last >= 0) & (last != first) & (last <= first + 1)
+    return np.where(two[:, None], np.stack([first, last], axis=1), -1)
 
 
 def _last_copy(events: Events, position: Array) -> Array:
