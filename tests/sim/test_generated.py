@@ -24,7 +24,7 @@ from jetfoundry.sim.source import PairSource
 pytestmark = pytest.mark.sim
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILIES = ("Res2P_neutral", "Res2P_charged", "Res34P", "QCD", "QCD_enhanced")
+FAMILIES = ("Res2P_neutral", "Res2P_charged", "Res34P", "QCD", "QCD_balanced")
 
 
 def configured(*overrides: str) -> SimulateConfig:
@@ -39,7 +39,12 @@ def card() -> DetectorCard:
 
 @pytest.fixture(scope="module")
 def tables(card: DetectorCard) -> dict[str, pa.Table]:
-    return {family: chain.make_shard(configured(), card, family, 0).table for family in FAMILIES}
+    cfgs = {"": configured(), "balanced": configured("balance=classes")}
+    made = {}
+    for name in FAMILIES:
+        family, _, balance = name.partition("_balanced")
+        made[name] = chain.make_shard(cfgs["balanced" if "_balanced" in name else balance], card, family, 0).table
+    return made
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -227,6 +232,11 @@ def test_a_selection_that_nothing_passes_ends_with_an_error(
         ("Random:seed = 5.5", "wanted an integer, got '5.5'"),
         ("25:m0 = abc", "wanted a number, got 'abc'"),
         ("HardQCD:all", "unknown key or value out of range"),
+        ("PhaseSpace:pTHatMin = 20abc", "wanted a number, got '20abc'"),
+        ("MultipartonInteractions:pT0Ref = 2,5", "wanted a number, got '2,5'"),
+        ("25:onMode = maybe", "wanted on, off or 0 to 3, got 'maybe'"),
+        ("25:mayDecay = perhaps", "wanted on or off, got 'perhaps'"),
+        ("25:addChannel = 1 abc 100 5 -5", "wanted numbers, got '1 abc 100 5 -5'"),
     ],
 )
 def test_settings_that_pythia_would_swallow_are_refused(setting: str, message: str) -> None:

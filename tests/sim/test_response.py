@@ -125,3 +125,30 @@ def test_a_misspelt_card_entry_is_named(tmp_path: Path) -> None:
     wrong.write_text(CARD.read_text().replace("half_length", "half_lenght"))
     with pytest.raises(ConfigError, match=r"tracker.half_lenght.*nearest: half_length"):
         config.read(DetectorCard, wrong)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("value: 0.95}", "value: 1.2}", r"efficiency.hadron\[1\]: unphysical: wanted efficiency from 0 to 1, got 1.2"),
+        ("    muon:", "    moun:", r"efficiency: unknown particle moun, nearest: muon.*; muon is missing"),
+        ("field: 3.8", "field: 0", r"tracker: unphysical: wanted field > 0, got 0.0"),
+        (
+            "{eta_max: 0.5, a: 0.06",
+            "{eta_max: 3.5, a: 0.06",
+            r"tracker: momentum.hadron: wanted rows with rising eta_max",
+        ),
+        ("{eta_max: 0.5, a: 0.06", "{eta_max: 0.5, a: -0.06", r"resolution terms >= 0, got a -0.06"),
+        ("d0: [0.0108, 0.0864, 0.775]", "d0: [0, 0.0864, 0.775]", r"d0: three terms a > 0, b >= 0, g, got \(0.0"),
+        ("deta: 0.0174", "deta: 0", r"wanted deta > 0 and 0 < dphi <= 360, got 0.0, 1.0"),
+        ("stochastic: 1.5", "stochastic: -1.5", r"hcal.resolution\[0\]: unphysical: wanted resolution terms >= 0"),
+        ("0.86, 0.93]", "0.86, 1.93]", r"probabilities from 0 to 1"),
+        ("  radius: 1290.0", "  radus: 1290.0", r"tracker.radus.*nearest: radius"),
+    ],
+)
+def test_an_unphysical_card_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = CARD.read_text()
+    assert old in text
+    (tmp_path / "card.yaml").write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=message):
+        config.read(DetectorCard, tmp_path / "card.yaml")

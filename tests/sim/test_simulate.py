@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import threading
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import awkward as ak
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import uproot
@@ -27,6 +31,7 @@ needs_pythia = pytest.mark.skipif(
 
 def configured(folder: Path, *overrides: str) -> SimulateConfig:
     keys = [f"output={folder}", f"card={ROOT}/datasets/cards/cms.yaml", "mode=fast", "jets_per_shard=20", "jets=80"]
+    keys += ["families.Res2P_charged.weight=0", "families.Res34P.weight=0", "families.QCD.weight=0.29"]
     return config.read(SimulateConfig, ROOT / "datasets" / "jetclass2_sim.yaml", [*keys, "batch_events=30", *overrides])
 
 
@@ -53,11 +58,12 @@ def contents(folder: Path) -> dict[str, pa.Table]:
 
 def test_a_written_file_reads_back_with_the_same_schema_and_content(tmp_path: Path, make_jets: Any) -> None:
     table = make_jets(7)
-    write_shard(tmp_path / "QCD_0000.root", table, {"sample": "simulated", "text": "Größe " * 100})
+    write_shard(tmp_path / "QCD_0000.root", table, {"mode": "no_mpi", "text": "Größe " * 100})
     assert read_back(tmp_path / "QCD_0000.root").equals(table)
-    assert read_metadata(tmp_path / "QCD_0000.root") == {"sample": "simulated", "text": "Größe " * 100}
+    assert read_metadata(tmp_path / "QCD_0000.root") == {"mode": "no_mpi", "text": "Größe " * 100}
     with uproot.open(tmp_path / "QCD_0000.root") as root:
         assert root["tree"].classname == "TTree"
+        assert str(root["sample"]) == "simulated jets (Pythia 8, no MPI, parametrised detector)"
         counters = {"npart", "ngenpart", "naux_genpart"}
         assert set(root["tree"].keys()) == {column.name for column in schema.COLUMNS} | counters
 
@@ -159,3 +165,42 @@ def test_a_wrong_pythia_setting_is_a_configuration_error(ray_local: ModuleType, 
     with pytest.raises(ConfigError, match=r"Pythia setting 'PartonLevel:MPI = maybe': wanted on or off"):
         run.simulate(configured(tmp_path, "modes.fast=['PartonLevel:MPI = maybe']"))
     assert not list(tmp_path.glob("*.root*"))
+
+
+@needs_pythia
+@pytest.mark.sim
+@pytest.mark.ray
+def test_a_killed_worker_is_replaced_and_its_file_made_again(
+    ray_local: ModuleType, sample: Path, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill_the_first_worker() -> None:
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "_Worker.make" in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+                        return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill_the_first_worker)
+    thread.start()
+    summary = run.simulate(configured(tmp_path, "workers=1"))
+    thread.join()
+    assert killed
+    assert summary["this_run"]["workers_died"] == 1
+    made, again = contents(sample), contents(tmp_path)
+    assert list(made) == list(again)
+    assert all(made[name].equals(again[name]) for name in made)
+
+
+@needs_pythia
+@pytest.mark.sim
+def test_an_unreachable_channel_ends_the_job_before_anything_is_made(tmp_path: Path) -> None:
+    low = "families.Res2P_neutral.resonance.mass=[5, 8]"
+    with pytest.raises(ConfigError, match=r"families.Res2P_neutral.resonance.decays.25: the channel '5 -5' needs more"):
+        run.simulate(configured(tmp_path / "out", low))
+    assert not (tmp_path / "out").exists()

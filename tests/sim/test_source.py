@@ -78,10 +78,15 @@ def test_a_negative_parent_decays_to_the_antiparticles() -> None:
 
 
 def test_channels_closed_by_mass_are_not_drawn() -> None:
-    light = dataclasses.replace(family("Res2P_neutral"), mass=(5.0, 5.0))
-    ids = {abs(int(i)) for rows in draw(light) for i in rows[4:, ID]}
-    assert 5 not in ids
-    assert {4, 15, 21} <= ids
+    light = dataclasses.replace(family("Res2P_neutral"), mass=(5.0, 10.0))  # bb needs 9.6 GeV
+    pairs = [(rows[2 + k, M], abs(int(rows[4 + 2 * k, ID]))) for rows in draw(light, 2000) for k in (0, 1)]
+    assert min(mass for mass, pid in pairs if pid == 5) > 9.6
+    assert {4, 15, 21} <= {pid for mass, pid in pairs if mass < 9}
+
+
+def test_events_without_an_open_decay_are_not_made() -> None:
+    beauty = dataclasses.replace(family("Res2P_neutral"), mass=(5.0, 15.0), decays={"25": {"5 -5": 1.0}})
+    assert min(rows[2 + k, M] for rows in draw(beauty) for k in (0, 1)) > 9.6
 
 
 def test_secondary_resonances_stay_below_threshold() -> None:
@@ -96,22 +101,28 @@ def test_the_same_seed_draws_the_same_events() -> None:
     assert not np.array_equal(first[0], other[0])
 
 
-def test_an_unreadable_channel_is_named() -> None:
-    wrong = dataclasses.replace(family("Res2P_neutral"), decays={"25": {"5 -5 21": 1.0}})
-    with pytest.raises(ConfigError, match=r"decays.25: wanted channels like '5 -5', got '5 -5 21'"):
-        PairSource(wrong, 6500.0, np.random.default_rng(1))
+def test_every_family_gets_a_file_and_the_rest_go_by_weight() -> None:
+    weights = ["families.Res2P_charged.weight=0", "families.Res34P.weight=0", "families.QCD.weight=0.1"]
+    files = [plan(config.read(SimulateConfig, YAML, [f"jets={jets}", *weights])) for jets in (2000, 5000)]
+    assert files[0] == [("Res2P_neutral", 0), ("QCD", 0)]
+    assert files[1] == [*(("Res2P_neutral", shard) for shard in range(4)), ("QCD", 0)]
 
 
-def test_jets_are_split_by_weight_into_full_files() -> None:
-    cfg = config.read(SimulateConfig, YAML, ["jets=5000", "families.QCD.weight=0.5"])
-    assert plan(cfg) == [("Res2P_neutral", 0), ("Res2P_neutral", 1), ("Res2P_neutral", 2), ("QCD", 0), ("QCD", 1)]
+def test_a_larger_sample_has_all_files_of_a_smaller_one() -> None:
+    sizes = [set(plan(config.read(SimulateConfig, YAML, [f"jets={1000 * n}"]))) for n in range(4, 40)]
+    assert all(small < large for small, large in itertools.pairwise(sizes))
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("jets=1500", "jets 1500 is not a multiple of jets_per_shard 1000"),
-        ("jets=1000", "none of family QCD; lower jets_per_shard"),
+        ("jets=1000", "makes 1 files, but there are 4 families; lower jets_per_shard"),
+        ("seed=0", "seed 0: wanted 1 to 900000000"),
+        ("seed=900000001", "seed 900000001: wanted 1 to 900000000"),
+        ("families.QCD.settings=['PartonLevel:mpi = off']", "belongs to mode fast; all families .* one mode"),
+        ("pythia=['Random:seed = 7']", "random numbers follow from the key `seed`"),
+        ("balance=even", "balance: wanted one of natural, classes, got 'even'"),
         ("mode=ful", "mode: wanted one of full, no_mpi, fast, got 'ful'"),
         ("families.QCD.wieght=1", r"families.QCD.wieght.*nearest: weight"),
         ("families.Res2P_neutral.resonance.pt=[200, 600]", "exceeds pt 600"),

@@ -35,9 +35,12 @@ __all__ = [
     "LETTERS",
     "Prongs",
     "Resonances",
+    "class_of",
     "find_resonances",
+    "from_charged",
     "label_qcd",
     "label_resonance",
+    "parton_letters",
     "products_of",
     "qcd_index",
 ]
@@ -52,6 +55,7 @@ RESONANCES = (25, 35, 37)
 
 _NEUTRINOS = (12, 14, 16)
 
+_LETTER_OF = {1: "q", 2: "q", 3: "s", 4: "c", 5: "b", 21: "g", 11: "e", 13: "m"}
 _CODE = {letter: code for code, letter in enumerate(LETTERS)}
 _WORD = re.compile(r"tau[hem]v|tau[hem]|[em]v|[bcsqgem]")
 _POWERS = np.int64(5) ** np.arange(len(LETTERS), dtype=np.int64)  # at most four prongs of a kind
@@ -110,12 +114,30 @@ def label_resonance(
         candidate = first[open_jets] + rank
         letter = prongs.letter[candidate]
         axis = jet_eta[open_jets, None], jet_phi[open_jets, None]
-        match = (delta_r(prongs.eta[candidate], prongs.phi[candidate], *axis) < radius) & (letter >= 0)
-        key = np.where(match, _POWERS[letter], 0).sum(axis=1)
-        found = np.where(prongs.cascade[candidate], _find(key, *_FOUR_PRONG), _find(key, *_TWO_PRONG))
+        match = delta_r(prongs.eta[candidate], prongs.phi[candidate], *axis) < radius
+        found = class_of(letter, match, prongs.cascade[candidate])
         label[open_jets] = found
         chosen[open_jets] = np.where(found >= 0, candidate, -1)
     return label, chosen
+
+
+def class_of(letter: Array, match: Array, cascade: Array) -> Array:
+    """Class (n,) of candidates whose prongs have letter codes (n, 4) and are matched (n, 4); -1 where there is none."""
+    key = np.where(match & (letter >= 0), _POWERS[letter], 0).sum(axis=1)
+    return np.where(cascade, _find(key, *_FOUR_PRONG), _find(key, *_TWO_PRONG))
+
+
+def parton_letters(pid: Array) -> Array:
+    """Letter codes of quarks, gluons, e and mu by PDG id, of any shape; -1 for everything else."""
+    letter = np.full(np.shape(pid), -1)
+    for value, name in _LETTER_OF.items():
+        letter[np.abs(pid) == value] = _CODE[name]
+    return letter
+
+
+def from_charged(letter: Array) -> Array:
+    """Letter codes of e, mu and taus whose sibling is a neutrino, from those of the same leptons without one."""
+    return np.where(letter >= _CODE["e"], letter + _FROM_CHARGED, letter)
 
 
 def _find(key: Array, keys: Array, indices: Array) -> Array:
@@ -165,11 +187,7 @@ def find_resonances(events: Events, resonances: Sequence[int] = RESONANCES) -> R
 
 def _letters(events: Events, product: Array, tau: Array, charged: Array) -> tuple[Array, Array]:
     """Letter codes and the record positions whose directions are matched, both (C, 4)."""
-    pid = np.where(product >= 0, np.abs(events.pid[product]), 0)
-    table = {1: "q", 2: "q", 3: "s", 4: "c", 5: "b", 21: "g", 11: "e", 13: "m"}
-    letter = np.full(product.shape, -1)
-    for value, name in table.items():
-        letter[pid == value] = _CODE[name]
+    letter = parton_letters(np.where(product >= 0, events.pid[product], 0))
     direction = product.copy()
     rows, slots = np.nonzero(tau >= 0)
     from_tau = products_of(events, tau[rows, slots])
@@ -177,8 +195,7 @@ def _letters(events: Events, product: Array, tau: Array, charged: Array) -> tupl
     is_e, is_m = ((product_pid == lepton).any(axis=1) for lepton in (11, 13))
     letter[rows, slots] = np.select([is_e, is_m], [_CODE["taue"], _CODE["taum"]], _CODE["tauh"])
     direction[rows, slots] = np.where(is_e | is_m, events.daughter1[tau[rows, slots]], product[rows, slots])
-    lepton = (letter >= _CODE["e"]) & charged
-    return np.where(lepton, letter + _FROM_CHARGED, letter), direction
+    return np.where(charged, from_charged(letter), letter), direction
 
 
 def products_of(events: Events, position: Array) -> Array:

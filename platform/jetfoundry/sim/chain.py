@@ -57,9 +57,9 @@ def make_shard(cfg: SimulateConfig, card: DetectorCard, family: str, shard: int)
     started = time.process_time()
     pythia_seed, source_rng, detector_rng = seeds(cfg.seed, family, shard)
     resonance = cfg.families[family].resonance
-    source = PairSource(resonance, cfg.beam_energy, source_rng) if resonance else None
-    settings = (*cfg.pythia, *cfg.families[family].settings, *cfg.modes[cfg.mode])
-    generator = Generator(settings, pythia_seed, source)
+    balanced = cfg.balance == "classes"
+    source = PairSource(resonance, cfg.beam_energy, source_rng, balanced=balanced) if resonance else None
+    generator = Generator(cfg.pythia_settings(family), pythia_seed, source)
     tables, made, events = [], 0, 0
     while made < cfg.jets_per_shard:
         wanted = 1.05 * (cfg.jets_per_shard - made) * events / made if made else cfg.batch_events

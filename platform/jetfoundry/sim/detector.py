@@ -7,8 +7,11 @@ detector. What is done with the numbers stands in `response.py`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
 
 from jetfoundry.config import option
+from jetfoundry.errors import nearest
 
 __all__ = [
     "Calorimeter",
@@ -25,6 +28,31 @@ __all__ = [
 _SPECIES = ("hadron", "electron", "muon")
 
 
+def _check(wanted: dict[str, bool]) -> None:
+    """Raise ValueError that names the first rule which does not hold."""
+    for rule, holds in wanted.items():
+        if not holds:
+            msg = f"unphysical: wanted {rule}"
+            raise ValueError(msg)
+
+
+def _is_width(terms: tuple[float, ...]) -> bool:
+    return len(terms) == 3 and terms[0] > 0 and terms[1] >= 0
+
+
+class _Row(Protocol):
+    @property
+    def eta_max(self) -> float: ...
+
+
+def _check_rows(name: str, rows: Sequence[_Row]) -> None:
+    """Rows are tried in order of |eta|: there must be some, and the limits must not fall."""
+    limits = [row.eta_max for row in rows]
+    if not limits or limits != sorted(limits) or limits[0] <= 0:
+        msg = f"{name}: wanted rows with rising eta_max above 0, got {limits or 'none'}"
+        raise ValueError(msg)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Efficiency:
     """Tracking efficiency in |eta| <= eta_max and pt_min < pT <= pt_max: value * exp(-fall * (pT - pt_min))."""
@@ -35,6 +63,15 @@ class Efficiency:
     value: float = option(dataclasses.MISSING, "efficiency")
     fall: float = option(0.0, "exponential fall [1/GeV]")
 
+    def __post_init__(self) -> None:
+        _check(
+            {
+                f"efficiency from 0 to 1, got {self.value}": 0 <= self.value <= 1,
+                f"fall >= 0, got {self.fall}": self.fall >= 0,
+                f"pt_min < pt_max, got {self.pt_min} and {self.pt_max}": 0 <= self.pt_min < self.pt_max,
+            }
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MomentumResolution:
@@ -44,6 +81,9 @@ class MomentumResolution:
     a: float = option(dataclasses.MISSING, "constant term")
     b: float = option(dataclasses.MISSING, "term that grows with pT [1/GeV]")
 
+    def __post_init__(self) -> None:
+        _check({f"resolution terms >= 0, got a {self.a}, b {self.b}": min(self.a, self.b) >= 0})
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImpactResolution:
@@ -52,6 +92,10 @@ class ImpactResolution:
     eta_max: float = option(dataclasses.MISSING, "upper |eta|")
     d0: tuple[float, ...] = option(dataclasses.MISSING, "a, b, g of the transverse impact parameter")
     dz: tuple[float, ...] = option(dataclasses.MISSING, "a, b, g of the longitudinal impact parameter")
+
+    def __post_init__(self) -> None:
+        for name, terms in (("d0", self.d0), ("dz", self.dz)):
+            _check({f"{name}: three terms a > 0, b >= 0, g, got {terms}": _is_width(terms)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,8 +113,21 @@ class Tracker:
     def __post_init__(self) -> None:
         for name, table in (("efficiency", self.efficiency), ("momentum", self.momentum)):
             if set(table) != set(_SPECIES):
-                msg = f"{name}: wanted {', '.join(_SPECIES)}, got {', '.join(table)}"
+                unknown = [f"unknown particle {key}, {nearest(key, _SPECIES)}" for key in table if key not in _SPECIES]
+                missing = [f"{key} is missing" for key in _SPECIES if key not in table]
+                msg = f"{name}: {'; '.join(unknown + missing)}"
                 raise ValueError(msg)
+            for species, rows in table.items():
+                _check_rows(f"{name}.{species}", rows)
+        _check_rows("impact", self.impact)
+        _check(
+            {
+                f"radius and half_length > 0, got {self.radius}, {self.half_length}": self.radius > 0
+                and self.half_length > 0,
+                f"field > 0, got {self.field}": self.field > 0,
+                f"pt_min >= 0, got {self.pt_min}": self.pt_min >= 0,
+            }
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +137,9 @@ class Towers:
     eta_max: float = option(dataclasses.MISSING, "upper |eta|")
     deta: float = option(dataclasses.MISSING, "size in eta")
     dphi: float = option(dataclasses.MISSING, "size in phi [degrees]")
+
+    def __post_init__(self) -> None:
+        _check({f"deta > 0 and 0 < dphi <= 360, got {self.deta}, {self.dphi}": self.deta > 0 and 0 < self.dphi <= 360})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +154,10 @@ class EnergyResolution:
     curvature: float = option(0.0, "growth with |eta|")
     centre: float = option(0.0, "|eta| where the growth starts")
 
+    def __post_init__(self) -> None:
+        terms = (self.constant, self.stochastic, self.noise, self.scale, self.curvature)
+        _check({f"resolution terms >= 0, got {terms}": min(terms) >= 0})
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calorimeter:
@@ -103,6 +167,11 @@ class Calorimeter:
     significance_min: float = option(dataclasses.MISSING, "smallest energy in units of its resolution")
     towers: tuple[Towers, ...] = option(dataclasses.MISSING, "tower sizes by |eta|")
     resolution: tuple[EnergyResolution, ...] = option(dataclasses.MISSING, "energy resolution by |eta|")
+
+    def __post_init__(self) -> None:
+        _check_rows("towers", self.towers)
+        _check_rows("resolution", self.resolution)
+        _check({f"energy_min >= 0, got {self.energy_min}": self.energy_min >= 0})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +192,14 @@ class PileupCleaning:
         if len(self.pt) != len(self.keep) or list(self.pt) != sorted(self.pt):
             msg = f"pt and keep must be lists of the same length with rising pt, got {self.pt} and {self.keep}"
             raise ValueError(msg)
+        shares = (*self.keep, self.neutral_whole, self.neutral_share_min)
+        _check(
+            {
+                f"pt > 0, got {self.pt}": min(self.pt, default=0) > 0,
+                f"probabilities from 0 to 1, got {shares}": min(shares) >= 0 and max(shares) <= 1,
+                f"neutral_pt_min >= 0, got {self.neutral_pt_min}": self.neutral_pt_min >= 0,
+            }
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import awkward as ak
 import numpy as np
@@ -17,17 +17,27 @@ import pythia8mc
 
 from jetfoundry.errors import ConfigError, JetFoundryError
 from jetfoundry.events.record import Events
-from jetfoundry.sim.source import PairSource
 
-__all__ = ["Generator"]
+__all__ = ["Generator", "HardProcess"]
 
 Array = npt.NDArray[Any]
 
 
-class _LesHouches(pythia8mc.LHAup):
-    """Hands the events of a PairSource to Pythia."""
+class HardProcess(Protocol):
+    """What makes Les Houches events, e.g. a PairSource."""
 
-    def __init__(self, source: PairSource) -> None:
+    @property
+    def beam_energy(self) -> float:
+        """Energy of each proton beam [GeV]."""
+
+    def __next__(self) -> tuple[float, list[tuple[Any, ...]]]:
+        """Scale [GeV] and the rows of one event, arguments of `addParticle` from `id` to `m`."""
+
+
+class _LesHouches(pythia8mc.LHAup):
+    """Hands the events of a HardProcess to Pythia."""
+
+    def __init__(self, source: HardProcess) -> None:
         super().__init__()
         self._source = source
 
@@ -49,7 +59,7 @@ class _LesHouches(pythia8mc.LHAup):
 class Generator:
     """A Pythia with checked settings, reading `source` if there is one."""
 
-    def __init__(self, settings: Sequence[str], seed: int, source: PairSource | None = None) -> None:
+    def __init__(self, settings: Sequence[str], seed: int, source: HardProcess | None = None) -> None:
         self._pythia = pythia8mc.Pythia("", False)
         frame = ["Beams:frameType = 5"] if source else []
         for line in ("Print:quiet = on", *settings, *frame, "Random:setSeed = on", f"Random:seed = {seed}"):
@@ -71,26 +81,48 @@ class Generator:
         return _flatten(record.prt)
 
 
-_FLAG_WORDS = ("on", "yes", "true", "1", "off", "no", "false", "0")
-_PARTICLE_NUMBER = re.compile(r"\d+:(m0|mWidth|mMin|mMax|tau0)")
+_FLAG = r"(?i:on|yes|ok|true|1|off|no|false|0)"
+_INTEGER = r"[+-]?\d+"
+_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+# What a value must look like, by the word behind a particle's number: `25:m0`, `25:onMode`, ...
+_PARTICLE_DATA = {
+    "a number": (_NUMBER, ("m0", "mWidth", "mMin", "mMax", "tau0")),
+    "an integer": (_INTEGER, ("spinType", "chargeType", "colType")),
+    "on or off": (_FLAG, ("isResonance", "mayDecay", "doExternalDecay", "isVisible", "doForceWidth")),
+    "on, off or 0 to 3": (rf"{_FLAG}|[23]", ("onMode",)),
+    "numbers": (rf"{_NUMBER}( +{_NUMBER})*", ("oneChannel", "addChannel", "onIfAny", "onIfAll", "onIfMatch")),
+}
 
 
 def _apply(pythia: Any, line: str) -> None:
-    """Set one 'Key = value'. Pythia takes some junk in silence ('MPI = maybe' is off), so values are checked here."""
+    """Set one 'Key = value'. Pythia takes junk in silence ('MPI = maybe' is off, 'pTHatMin = 20abc' is 20), so values
+    are checked here.
+    """
     key, equals, text = (part.strip() for part in line.partition("="))
     if not equals or not pythia.readString(line, False):
         msg = f"Pythia setting {line!r}: unknown key or value out of range"
         raise ConfigError(msg)
-    wanted = ""
-    if pythia.settings.isFlag(key) and text.lower() not in _FLAG_WORDS:
-        wanted = "on or off"
-    elif pythia.settings.isMode(key) and not re.fullmatch(r"[+-]?\d+", text):
-        wanted = "an integer"
-    elif _PARTICLE_NUMBER.fullmatch(key) and not re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", text, re.IGNORECASE):
-        wanted = "a number"
-    if wanted:
+    wanted, pattern = _expected(pythia.settings, key)
+    if not re.fullmatch(pattern, text):
         msg = f"Pythia setting {line!r}: wanted {wanted}, got {text!r}"
         raise ConfigError(msg)
+
+
+def _expected(settings: Any, key: str) -> tuple[str, str]:
+    """What the value of a Pythia key must be, in words and as a pattern."""
+    kinds = {
+        "on or off": (settings.isFlag, _FLAG),
+        "an integer": (settings.isMode, _INTEGER),
+        "a number": (settings.isParm, _NUMBER),
+    }
+    for wanted, (is_kind, pattern) in kinds.items():
+        if is_kind(key):
+            return wanted, pattern
+    word = key.partition(":")[2].lower()
+    for wanted, (pattern, words) in _PARTICLE_DATA.items():
+        if key.partition(":")[0].isdigit() and word in map(str.lower, words):
+            return wanted, pattern
+    return "a value", r".+"  # words and lists
 
 
 def _flatten(record: ak.Array) -> Events:

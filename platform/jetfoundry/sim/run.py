@@ -3,16 +3,19 @@
 A shard is the unit of work, of randomness and of commit. Its content depends on the configuration, the run seed, its
 family and its number only, so it does not matter how many actors work or which of them makes it. Files that exist
 are kept; a folder of another configuration, mode or seed is refused. Every actor holds one shard at a time and gets
-the next when it is done, so at most one shard a worker is lost when the run is stopped.
+the next when it is done, so at most one shard a worker is lost when the run is stopped. The shard of an actor that dies
+(killed, out of memory, its node gone) is made again by a new one.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import importlib.metadata
 import importlib.util
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,9 @@ from tqdm import tqdm
 
 from jetfoundry import config, ray_session, runs
 from jetfoundry.errors import ConfigError, InputError, JetFoundryError
-from jetfoundry.labels import CLASSES
+from jetfoundry.labels import CLASSES, FAMILIES
+from jetfoundry.sim.balance import class_probabilities
+from jetfoundry.sim.channels import decay_chains
 from jetfoundry.sim.detector import DetectorCard
 from jetfoundry.sim.settings import SimulateConfig, plan
 from jetfoundry.sim.store import read_metadata, write_shard
@@ -29,8 +34,21 @@ from jetfoundry.sim.store import read_metadata, write_shard
 __all__ = ["check_extra", "shard_path", "simulate"]
 
 # Keys that change how a sample is made or how large it is, but not what a file holds.
-_FREE = ("output", "jets", "workers", "card", "ray.address", "ray.num_cpus", "ray.object_store_gb")
+_FREE = (
+    "output",
+    "jets",
+    "workers",
+    "card",
+    "check",
+    "reference",
+    "ray.address",
+    "ray.num_cpus",
+    "ray.object_store_gb",
+)
+_DEATHS = 3  # workers lost over one file before the run gives up
 _VERSIONS = ("jetfoundry", "pythia8mc", "fastjet", "numpy", "awkward", "uproot")
+
+log = logging.getLogger(__name__)
 
 
 def check_extra() -> None:
@@ -55,17 +73,24 @@ def simulate(cfg: SimulateConfig) -> dict[str, Any]:
     check_extra()
     cfg = _resolved(cfg)
     weights = [f"families.{name}.weight" for name in cfg.families]
+    for name, family in cfg.families.items():
+        if family.resonance:
+            decay_chains(family.resonance, name)  # a channel that cannot be shows now, not in an actor
     folder = runs.open_run(cfg.output, cfg, may_change=(*_FREE, *weights))
     identity = config.fingerprint(cfg, ignore=(*_FREE, *weights))
     _remove_unfinished(folder)
     shards = plan(cfg)
     done = {shard: _checked(folder, shard, identity) for shard in shards if shard_path(folder, *shard).exists()}
     missing = [shard for shard in shards if shard not in done]
+    deaths: collections.Counter[tuple[str, int]] = collections.Counter()
     started = time.perf_counter()
     with tqdm(total=cfg.jets, initial=len(done) * cfg.jets_per_shard, unit="jet", desc="simulate") as bar:
+        classes = _reachable(cfg)
+        bar.set_postfix_str(_filled(classes, done.values()))
         try:
-            for shard, metadata in _make(cfg, identity, missing):
+            for shard, metadata in _make(cfg, identity, missing, deaths):
                 done[shard] = metadata
+                bar.set_postfix_str(_filled(classes, done.values()), refresh=False)
                 bar.update(metadata["jets"])
         finally:
             _remove_unfinished(folder)
@@ -73,6 +98,7 @@ def simulate(cfg: SimulateConfig) -> dict[str, Any]:
     figures["this_run"] = {
         "files_made": len(missing),
         "files_kept": len(shards) - len(missing),
+        "workers_died": deaths.total(),
         "wall_seconds": round(time.perf_counter() - started, 1),
         "jets_per_second": round(len(missing) * cfg.jets_per_shard / (time.perf_counter() - started), 1),
     }
@@ -104,44 +130,46 @@ def _checked(folder: Path, shard: tuple[str, int], identity: str) -> dict[str, A
 
 
 def _make(
-    cfg: SimulateConfig, identity: str, missing: list[tuple[str, int]]
+    cfg: SimulateConfig, identity: str, missing: list[tuple[str, int]], deaths: collections.Counter[tuple[str, int]]
 ) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
-    """Make shards on actors, yield each with its metadata as it is committed."""
+    """Make shards on actors, yield each with its metadata as it is committed; count workers that died in `deaths`."""
     if not missing:
         return
     import ray
 
     with ray_session.session(cfg.ray.address, cfg.ray.num_cpus or cfg.workers, cfg.ray.object_store_gb):
         cpus = ray_session.available_cpus()
-        count = min(cfg.workers or cpus, cpus, len(missing))  # an actor beyond the CPUs would never start
         remote = ray.remote(num_cpus=1)(_Worker)
-        actors = [remote.remote(cfg, identity) for _ in range(count)]
-        queue = iter(missing)
-        running = {}
+        waiting = collections.deque(missing)
+        idle = [remote.remote(cfg, identity) for _ in range(min(cfg.workers or cpus, cpus, len(missing)))]
+        running: dict[Any, tuple[Any, tuple[str, int]]] = {}
         try:
-            for actor, shard in zip(actors, queue, strict=False):
-                running[actor.make.remote(*shard)] = (actor, shard)
-            while running:
+            while waiting or running:
+                while waiting and idle:
+                    actor, shard = idle.pop(), waiting.popleft()
+                    running[actor.make.remote(*shard)] = (actor, shard)
                 (ready,), _ = ray.wait(list(running), num_returns=1)
                 actor, shard = running.pop(ready)
-                metadata = _result(ray, ready)
-                for following in queue:
-                    running[actor.make.remote(*following)] = (actor, following)
-                    break
+                try:
+                    metadata = dict(ray.get(ready))
+                except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, JetFoundryError):  # the user's fault, without Ray's traceback around it
+                        raise error.cause from None
+                    raise
+                except ray.exceptions.RayActorError as error:
+                    deaths[shard] += 1
+                    if deaths[shard] == _DEATHS:
+                        msg = f"{shard[0]} {shard[1]}: {_DEATHS} workers died while they made this file: {error}"
+                        raise JetFoundryError(msg) from error
+                    log.warning("the worker of %s %d died; a new one makes the file again", *shard)
+                    waiting.appendleft(shard)
+                    idle.append(remote.remote(cfg, identity))
+                    continue
+                idle.append(actor)
                 yield shard, metadata
         finally:
-            for actor in actors:
+            for actor in [*idle, *(actor for actor, _ in running.values())]:
                 ray.kill(actor)
-
-
-def _result(ray: Any, reference: Any) -> dict[str, Any]:
-    """The result of a task; an error that is the user's fault comes without Ray's traceback around it."""
-    try:
-        return dict(ray.get(reference))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, JetFoundryError):
-            raise error.cause from None
-        raise
 
 
 class _Worker:
@@ -168,6 +196,7 @@ class _Worker:
             "jets": len(made.table),
             "events": made.events,
             "mode": cfg.mode,
+            "balance": cfg.balance,
             "seed": cfg.seed,
             "pythia_seed": made.pythia_seed,
             "cpu_seconds": round(made.cpu_seconds, 2),
@@ -181,26 +210,51 @@ class _Worker:
         return metadata
 
 
+def _jets_per_class(shards: Iterable[dict[str, Any]]) -> collections.Counter[str]:
+    counts: collections.Counter[str] = collections.Counter()
+    for shard in shards:
+        counts.update(shard["jets_per_class"])
+    return counts
+
+
+def _reachable(cfg: SimulateConfig) -> list[str]:
+    """Classes that the families of the sample can give."""
+    found: set[int] = set()
+    for family in cfg.families.values():
+        if family.weight > 0 and family.resonance:
+            found.update(np.flatnonzero(class_probabilities(decay_chains(family.resonance)).any(axis=0)).tolist())
+        elif family.weight > 0:
+            found.update(FAMILIES["QCD"])
+    return [CLASSES[index] for index in sorted(found)]
+
+
+def _filled(classes: Sequence[str], shards: Iterable[dict[str, Any]]) -> str:
+    """How `classes` fill, for the progress bar."""
+    counts = _jets_per_class(shards)
+    fewest = min(classes, key=lambda name: counts[name])
+    return f"{sum(counts[name] > 0 for name in classes)} of {len(classes)} classes, fewest {fewest} {counts[fewest]}"
+
+
 def _figures(cfg: SimulateConfig, shards: list[dict[str, Any]]) -> dict[str, Any]:
     """Figures of the whole sample from the metadata of its files."""
     families: dict[str, dict[str, Any]] = {}
-    classes: dict[str, int] = {}
     for shard in shards:
         row = families.setdefault(shard["family"], {"files": 0, "jets": 0, "events": 0, "cpu_seconds": 0.0})
         row["files"] += 1
         for key in ("jets", "events", "cpu_seconds"):
             row[key] += shard[key]
-        for name, count in shard["jets_per_class"].items():
-            classes[name] = classes.get(name, 0) + count
     for row in families.values():
         row["cpu_seconds"] = round(row["cpu_seconds"], 1)
         row["jets_per_cpu_second"] = round(row["jets"] / max(row["cpu_seconds"], 0.01), 1)
+    classes = _jets_per_class(shards)
     return {
         "sample": "simulated",
         "source": "embedded",
         "mode": cfg.mode,
+        "balance": cfg.balance,
         "seed": cfg.seed,
         "jets": sum(shard["jets"] for shard in shards),
         "families": families,
+        "classes": len(classes),
         "jets_per_class": {name: classes[name] for name in CLASSES if name in classes},
     }

@@ -5,7 +5,8 @@ Every number comes from `datasets/jetclass2_sim.yaml`; detector numbers come fro
 
 A *family* is one kind of file, made by one Pythia: either resonance pairs drawn by `source.py` and handed to
 Pythia as Les Houches events, or one of Pythia's own processes (QCD). A *mode* switches parts of the event off;
-it belongs to the identity of a sample, since a classifier would learn a difference between signal and background.
+it belongs to the identity of a sample, since a classifier would learn a difference between signal and background. It
+is therefore one for all families, and no family's own settings may touch what a mode sets.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jetfoundry.ray_session import RayConfig
 from jetfoundry.sim.detector import DetectorCard
 
 __all__ = [
+    "Balance",
     "FamilyConfig",
     "JetConfig",
     "Mode",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 Mode = Literal["full", "no_mpi", "fast"]
+Balance = Literal["natural", "classes"]
 
 _LARGEST_PYTHIA_SEED = 900_000_000  # a larger one is refused by Pythia, which then keeps its default
 
@@ -88,6 +91,7 @@ class FamilyConfig:
 
     weight: float = option(dataclasses.MISSING, "share of the jets; 0 = known but not made")
     settings: tuple[str, ...] = option((), "Pythia settings, 'Key:name = value'")
+    balanced_settings: tuple[str, ...] = option((), "more of them with balance=classes")
     resonance: ResonanceConfig | None = option(None, "resonance pair; without it jets get QCD labels")
 
     def __post_init__(self) -> None:
@@ -122,8 +126,11 @@ class SimulateConfig:
     output: Path = option(Path("data/sim/root"), "folder of the ROOT files")
     jets: int = option(24_000, "accepted jets in total, a multiple of jets_per_shard")
     jets_per_shard: int = option(1000, "jets in every file")
-    seed: int = option(1, "seed of the run; file contents depend on it, the family and the shard number only")
+    seed: int = option(1, "1 to 900000000; file contents depend on it, the family and the shard number only")
     mode: Mode = option("full", "full = with MPI and ISR, no_mpi, fast = neither MPI nor ISR")
+    balance: Balance = option("natural", "natural = decays by branching fraction, classes = rare classes filled up")
+    check: bool = option(False, "no sample, but the physics gates and their page, in output/check")
+    reference: str = option("", "real JetClass-II jets (ROOT or Parquet) that check=true compares with")
     workers: int = option(0, "Ray actors, 0 = one per CPU")
     ray: RayConfig = option(RayConfig(), "")
     batch_events: int = option(200, "events generated and analysed at a time")
@@ -143,27 +150,55 @@ class SimulateConfig:
         if self.jets < 1 or self.jets % self.jets_per_shard:
             msg = f"jets {self.jets} is not a multiple of jets_per_shard {self.jets_per_shard}"
             raise ValueError(msg)
+        if not 1 <= self.seed <= _LARGEST_PYTHIA_SEED:
+            msg = f"seed {self.seed}: wanted 1 to {_LARGEST_PYTHIA_SEED}, as Pythia does"
+            raise ValueError(msg)
         if self.mode not in self.modes:
             msg = f"modes has no settings for mode {self.mode!r}, only for {', '.join(self.modes)}"
             raise ValueError(msg)
         if sum(family.weight for family in self.families.values()) <= 0:
             msg = "at least one family needs a weight above 0"
             raise ValueError(msg)
+        reserved = {_key(line): f"mode {mode}" for mode, lines in self.modes.items() for line in lines}
+        lines = {f"families.{name}": (*f.settings, *f.balanced_settings) for name, f in self.families.items()}
+        for where, settings in lines.items():
+            for line in settings:
+                if _key(line) in reserved:
+                    msg = f"{where}: {line!r} belongs to {reserved[_key(line)]}; "
+                    msg += "all families of a sample are made in one mode"
+                    raise ValueError(msg)
+        for where, settings in {"pythia": self.pythia, **lines}.items():
+            for line in settings:
+                if _key(line).startswith("random:"):
+                    msg = f"{where}: {line!r}: random numbers follow from the key `seed`"
+                    raise ValueError(msg)
         plan(self)
+
+    def pythia_settings(self, family: str) -> tuple[str, ...]:
+        """All Pythia settings of a family in the order in which they are applied."""
+        own = self.families[family]
+        more = own.balanced_settings if self.balance == "classes" else ()
+        return (*self.pythia, *own.settings, *more, *self.modes[self.mode])
+
+
+def _key(setting: str) -> str:
+    """Name of a Pythia setting as Pythia compares it."""
+    return setting.partition("=")[0].strip().lower()
 
 
 def plan(cfg: SimulateConfig) -> list[tuple[str, int]]:
-    """(family, shard) of every file: jets / jets_per_shard files, shared by weight with largest remainders."""
-    shards = cfg.jets // cfg.jets_per_shard
-    made = {name: family.weight for name, family in cfg.families.items() if family.weight > 0}
-    exact = {name: shards * weight / sum(made.values()) for name, weight in made.items()}
-    counts = {name: int(share) for name, share in exact.items()}
-    for name in sorted(made, key=lambda n: counts[n] - exact[n])[: shards - sum(counts.values())]:
-        counts[name] += 1
-    empty = [name for name, count in counts.items() if count == 0]
-    if empty:
-        msg = f"jets {cfg.jets} makes {shards} files and none of family {', '.join(empty)}; lower jets_per_shard"
+    """(family, shard) of every file: jets / jets_per_shard files, one for each family and the rest by weight.
+
+    A larger sample has all files of a smaller one with the same weights.
+    """
+    files = cfg.jets // cfg.jets_per_shard
+    weights = {name: family.weight for name, family in cfg.families.items() if family.weight > 0}
+    if files < len(weights):
+        msg = f"jets {cfg.jets} makes {files} files, but there are {len(weights)} families; lower jets_per_shard"
         raise ValueError(msg)
+    counts = dict.fromkeys(weights, 1)
+    for _ in range(files - len(weights)):  # Sainte-Lague: the next file goes where it is missing most
+        counts[max(weights, key=lambda name: weights[name] / (2 * counts[name] + 1))] += 1
     return [(name, shard) for name, count in counts.items() for shard in range(count)]
 
 

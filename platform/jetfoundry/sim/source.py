@@ -8,56 +8,23 @@ MPI, remnants and hadrons. Decays of X to two resonances (X -> Y1 Y2) take their
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from jetfoundry.errors import ConfigError
+from jetfoundry.sim.balance import even_fractions
+from jetfoundry.sim.channels import conjugated, decay_chains, shell_mass
 from jetfoundry.sim.settings import ResonanceConfig, SecondaryMassConfig
 
-__all__ = ["PairSource", "two_body"]
+__all__ = ["PairSource", "invariant_mass", "two_body"]
 
 Array = npt.NDArray[Any]
 
-# Masses on the mass shell [GeV], PDG; light quarks and gluons massless.
-_MASS = {4: 1.5, 5: 4.8, 11: 0.000511, 13: 0.10566, 15: 1.77686}
-_SELF_CONJUGATE = (21, 22, 25, 35)
+_BLOCK = 256  # events drawn at a time
+_BLOCKS = 100  # without an event: then the masses allow none
 _FIRST_TAG = 510  # colour tags 501 and 502 belong to the incoming gluons
-
-
-@dataclasses.dataclass(frozen=True)
-class _Channels:
-    """Open channels of one parent: daughters (C, 2), their masses (C, 2) and fractions (C,)."""
-
-    ids: Array
-    masses: Array
-    fractions: Array
-
-
-def _channels(parent: str, table: dict[str, float], known: set[str]) -> _Channels:
-    wrong = [daughters for daughters in table if not re.fullmatch(r"-?\d+ +-?\d+", daughters)]
-    if wrong or not table:
-        msg = f"decays.{parent}: wanted channels like '5 -5', got {wrong[0] if wrong else 'none'!r}"
-        raise ConfigError(msg)
-    ids = np.array([[int(word) for word in daughters.split()] for daughters in table], dtype=np.int64)
-    cascade = np.isin(np.abs(ids).astype(str), list(known))
-    if cascade.any() and not cascade.all():
-        msg = f"decays.{parent}: channels to two resonances and to two particles cannot be mixed in one table"
-        raise ConfigError(msg)
-    fractions = np.array(list(table.values()), dtype=np.float64)
-    if (fractions < 0).any() or fractions.sum() <= 0:
-        msg = f"decays.{parent}: branching fractions must be >= 0 and not all 0"
-        raise ConfigError(msg)
-    return _Channels(ids, _shell_mass(ids), fractions)
-
-
-def _shell_mass(ids: Array) -> Array:
-    mass = np.zeros(ids.shape)
-    for pid, value in _MASS.items():
-        mass[np.abs(ids) == pid] = value
-    return mass
 
 
 def two_body(parent: Array, m1: Array, m2: Array, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -88,40 +55,67 @@ class PairSource:
     `m`: id, status, mother1, mother2, colour, anticolour, px, py, pz, E, m. Mothers count from 1.
     """
 
-    def __init__(self, cfg: ResonanceConfig, beam_energy: float, rng: np.random.Generator, block: int = 256) -> None:
+    def __init__(
+        self, cfg: ResonanceConfig, beam_energy: float, rng: np.random.Generator, *, balanced: bool = False
+    ) -> None:
         self.beam_energy = beam_energy
-        self._cfg, self._rng, self._block = cfg, rng, block
-        self._tables = {int(parent): _channels(parent, table, set(cfg.decays)) for parent, table in cfg.decays.items()}
+        self._cfg, self._rng = cfg, rng
+        self._chains = decay_chains(cfg)
+        self._fraction = even_fractions(self._chains) if balanced else self._chains.fraction
         self._queue: list[tuple[float, list[tuple[Any, ...]]]] = []
 
     def __iter__(self) -> PairSource:
         return self
 
     def __next__(self) -> tuple[float, list[tuple[Any, ...]]]:
-        if not self._queue:
+        for _ in range(_BLOCKS):
+            if self._queue:
+                return self._queue.pop()
             self._queue = self._draw()[::-1]
-        return self._queue.pop()
+        msg = f"no decay is open in {_BLOCKS * _BLOCK} pairs of resonances; mass {self._cfg.mass} or x_max is too low"
+        raise ConfigError(msg)
 
     def _draw(self) -> list[tuple[float, list[tuple[Any, ...]]]]:
         """One block of n events. Per event: 2 gluons, 2 X, then per X two daughters (and per Y two more)."""
         incoming, x, scale = self._pairs()
         n = len(scale)
         ids = np.tile(np.asarray(self._cfg.ids, dtype=np.int64), n)  # (2n,): X1, X2 of event 0, of event 1, ...
-        generations = [(np.tile([21, 21], n), incoming, np.zeros((2 * n, 2), dtype=np.int64), -1)]
-        generations[0][2][:] = np.tile([[501, 502], [502, 501]], (n, 1))
-        parents = x
-        while True:
-            is_resonance = np.isin(np.abs(ids), list(self._tables))
-            status = 2 if is_resonance[0] else 1
-            colours = self._colours(ids, n) if status == 1 else np.zeros((len(ids), 2), dtype=np.int64)
-            generations.append((ids, parents, colours, status))
-            if status == 1:
-                return self._rows(generations, scale)
-            ids, parents = self._decay(ids, parents)
+        mass = invariant_mass(x)
+        secondary = _secondary_masses(mass, self._cfg.secondary, self._rng) if self._chains.cascade else mass[:, None]
+        chain, is_open = self._chain(secondary)
+        both = np.repeat(is_open.reshape(n, 2).all(axis=1), 2)  # an event needs an open chain for both of its X
+        ids, x, incoming, secondary, chain = ids[both], x[both], incoming[both], secondary[both], chain[both]
+        scale, n = scale[both[::2]], int(both.sum()) // 2
+        generations = [_Generation(np.tile([21, 21], n), incoming, -1), _Generation(ids, x, 2)]
+        parents, parent_ids = x, ids
+        if self._chains.cascade:
+            parent_ids = self._of_antiparticles(self._chains.secondary[chain], ids).reshape(-1)
+            parents = _interleaved(two_body(x, secondary[:, 0], secondary[:, 1], self._rng))
+            generations.append(_Generation(parent_ids, parents, 2))
+        products = self._of_antiparticles(self._chains.products[chain], ids).reshape(-1)
+        masses = self._chains.masses[chain].reshape(-1, 2)
+        final = _interleaved(two_body(parents, masses[:, 0], masses[:, 1], self._rng))
+        generations.append(_Generation(products, final, 1))
+        return _rows(generations, scale)
+
+    def _chain(self, mass: Array) -> tuple[Array, Array]:
+        """A decay chain (N,) for each X, of those that `mass` of its decaying particles (N, 1 or 2) leaves open, and
+        whether there is one.
+        """
+        is_open = self._chains.open_at(mass)
+        cumulative = np.cumsum(np.where(is_open, self._fraction, 0.0), axis=1)
+        drawn = self._rng.uniform(size=(len(mass), 1)) * cumulative[:, -1:]
+        chain = (drawn >= cumulative).sum(axis=1)
+        return np.minimum(chain, len(self._fraction) - 1), chain < len(self._fraction)
+
+    @staticmethod
+    def _of_antiparticles(ids: Array, x: Array) -> Array:
+        """`ids` (N, ...) as they are for X, those of the antiparticles where `x` (N,) is negative."""
+        return np.where((x < 0)[:, None], conjugated(ids), ids)
 
     def _pairs(self) -> tuple[Array, Array, Array]:
         """Kinematics of gg -> X X: gluons (2n, 4), X (2n, 4), scale = transverse mass (n,)."""
-        cfg, rng, n = self._cfg, self._rng, self._block
+        cfg, rng, n = self._cfg, self._rng, _BLOCK
         mass = rng.uniform(cfg.mass[0], cfg.mass[1], n)
         low = np.maximum(cfg.pt[0], cfg.min_boost * mass)
         pt = low * (cfg.pt[1] / low) ** rng.uniform(size=n)
@@ -139,62 +133,69 @@ class PairSource:
         x = np.stack([x1, x2], 1)
         return gluons[keep].reshape(-1, 4), x[keep].reshape(-1, 4), mt[keep]
 
-    def _decay(self, ids: Array, parents: Array) -> tuple[Array, Array]:
-        """Daughters (2N,) and momenta (2N, 4) of N parents; channels that are closed by mass are not drawn."""
-        n = len(ids)
-        mass = np.sqrt(parents[:, 3] ** 2 - (parents[:, :3] ** 2).sum(axis=1))
-        chosen, masses = np.zeros((n, 2), dtype=np.int64), np.zeros((n, 2))
-        for pid, table in self._tables.items():
-            rows = np.flatnonzero(np.abs(ids) == pid)
-            is_open = table.masses.sum(axis=1)[None, :] < mass[rows, None]
-            cumulative = np.cumsum(table.fractions[None, :] * is_open, axis=1)
-            channel = (self._rng.uniform(size=(len(rows), 1)) * cumulative[:, -1:] >= cumulative).sum(axis=1)
-            chosen[rows], masses[rows] = table.ids[channel], table.masses[channel]
-        conjugate = (ids < 0)[:, None] & ~np.isin(chosen, _SELF_CONJUGATE)
-        chosen = np.where(conjugate, -chosen, chosen)
-        if np.isin(np.abs(chosen[0, 0]), list(self._tables)):
-            masses = _secondary_masses(mass, self._cfg.secondary, self._rng)
-        first, second = two_body(parents, masses[:, 0], masses[:, 1], self._rng)
-        return chosen.reshape(-1), np.stack([first, second], axis=1).reshape(-1, 4)
 
-    @staticmethod
-    def _colours(ids: Array, n: int) -> Array:
-        """(colour, anticolour) of decay products, which come in pairs: one singlet per pair."""
-        pairs = len(ids) // n // 2
-        tag = np.tile(np.repeat(_FIRST_TAG + 2 * np.arange(pairs), 2), n)
-        second = np.arange(len(ids)) % 2 == 1
-        quark, gluon = np.abs(ids) <= 6, ids == 21
-        colour = np.where(gluon, tag + second, np.where(quark & (ids > 0), tag, 0))
-        anticolour = np.where(gluon, tag + ~second, np.where(quark & (ids < 0), tag, 0))
-        return np.stack([colour, anticolour], axis=1)
+def invariant_mass(p4: Array) -> Array:
+    """Mass (N,) of four-vectors (N, 4) = (px, py, pz, E) [GeV]; 0 where rounding makes its square negative."""
+    mass: Array = np.sqrt(np.maximum(p4[:, 3] ** 2 - (p4[:, :3] ** 2).sum(axis=1), 0.0))
+    return mass
 
-    @staticmethod
-    def _rows(generations: list[tuple[Array, Array, Array, int]], scale: Array) -> list[tuple[float, list[Any]]]:
-        """Join generations of particles (2, 2, 4, ... per event) into `addParticle` rows, event by event."""
-        n = len(scale)
-        blocks, first, previous = [], 1, 1
-        for ids, p, colours, status in generations:
-            size = len(ids) // n
-            local = np.tile(np.arange(size), n)
-            if status == -1:
-                mothers = np.zeros((len(ids), 2), dtype=np.int64)
-            elif first == 3:  # X: both gluons
-                mothers = np.tile([[1, 2]], (len(ids), 1))
-            else:
-                mothers = np.stack([previous + local // 2] * 2, axis=1)
-            mass = np.sqrt(np.maximum(p[:, 3] ** 2 - (p[:, :3] ** 2).sum(axis=1), 0.0))
-            if status == 1:  # on shell: no rounding error of boosted momenta
-                mass = _shell_mass(ids)
-            integers = np.column_stack([ids, np.full(len(ids), status), mothers, colours]).reshape(n, size, 6)
-            floats = np.column_stack([p, mass]).reshape(n, size, 5)
-            blocks.append((integers, floats))
-            previous, first = first, first + size
-        integers = np.concatenate([block[0] for block in blocks], axis=1).tolist()
-        floats = np.concatenate([block[1] for block in blocks], axis=1).tolist()
-        return [
-            (s, [(*i, *f) for i, f in zip(event_i, event_f, strict=True)])
-            for s, event_i, event_f in zip(scale.tolist(), integers, floats, strict=True)
-        ]
+
+@dataclasses.dataclass(frozen=True)
+class _Generation:
+    """Particles of n events that stand at the same place of the decay: ids (n * size,), p4 (n * size, 4), status."""
+
+    ids: Array
+    p4: Array
+    status: int
+
+
+def _interleaved(pair: tuple[Array, Array]) -> Array:
+    return np.stack(pair, axis=1).reshape(-1, 4)
+
+
+def _colours(generation: _Generation, n: int) -> Array:
+    """(colour, anticolour) of the particles: incoming gluons, or one singlet for each pair of decay products."""
+    ids = generation.ids
+    if generation.status == -1:
+        return np.tile([[501, 502], [502, 501]], (n, 1))
+    if generation.status == 2:
+        return np.zeros((len(ids), 2), dtype=np.int64)
+    pairs = len(ids) // n // 2
+    tag = np.tile(np.repeat(_FIRST_TAG + 2 * np.arange(pairs), 2), n)
+    second = np.arange(len(ids)) % 2 == 1
+    quark, gluon = np.abs(ids) <= 6, ids == 21
+    colour = np.where(gluon, tag + second, np.where(quark & (ids > 0), tag, 0))
+    anticolour = np.where(gluon, tag + ~second, np.where(quark & (ids < 0), tag, 0))
+    return np.stack([colour, anticolour], axis=1)
+
+
+def _rows(generations: list[_Generation], scale: Array) -> list[tuple[float, list[Any]]]:
+    """Join generations of particles (2, 2, 4, ... per event) into `addParticle` rows, event by event."""
+    n = len(scale)
+    blocks, first, previous = [], 1, 1
+    for generation in generations:
+        ids, p = generation.ids, generation.p4
+        size = len(ids) // n
+        local = np.tile(np.arange(size), n)
+        if generation.status == -1:
+            mothers = np.zeros((len(ids), 2), dtype=np.int64)
+        elif first == 3:  # X: both gluons
+            mothers = np.tile([[1, 2]], (len(ids), 1))
+        else:
+            mothers = np.stack([previous + local // 2] * 2, axis=1)
+        # decay products on shell: no rounding error of boosted momenta
+        mass = shell_mass(ids) if generation.status == 1 else invariant_mass(p)
+        status = np.full(len(ids), generation.status)
+        integers = np.column_stack([ids, status, mothers, _colours(generation, n)]).reshape(n, size, 6)
+        floats = np.column_stack([p, mass]).reshape(n, size, 5)
+        blocks.append((integers, floats))
+        previous, first = first, first + size
+    integers = np.concatenate([block[0] for block in blocks], axis=1).tolist()
+    floats = np.concatenate([block[1] for block in blocks], axis=1).tolist()
+    return [
+        (s, [(*i, *f) for i, f in zip(event_i, event_f, strict=True)])
+        for s, event_i, event_f in zip(scale.tolist(), integers, floats, strict=True)
+    ]
 
 
 def _secondary_masses(mass: Array, cfg: SecondaryMassConfig, rng: np.random.Generator) -> Array:

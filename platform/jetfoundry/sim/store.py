@@ -20,16 +20,20 @@ from jetfoundry import files
 from jetfoundry.errors import InputError
 from jetfoundry.schema import COLUMNS, LISTS, column_group
 
-__all__ = ["SAMPLE", "TREE", "read_metadata", "write_shard"]
+__all__ = ["TREE", "read_metadata", "sample_text", "write_shard"]
 
 TREE = "tree"
 
-SAMPLE = "simulated jets (Pythia 8, parametrised detector)"
-"""What plots and reports call these jets; ingest takes it from the file."""
+_MODES = {"full": "", "no_mpi": ", no MPI", "fast": ", no MPI, no ISR"}
+
+
+def sample_text(mode: str) -> str:
+    """What plots and reports call these jets. It goes into each file, so that samples of two modes are told apart."""
+    return f"simulated jets (Pythia 8{_MODES[mode]}, parametrised detector)"
 
 
 def write_shard(path: str | Path, table: pa.Table, metadata: dict[str, Any]) -> None:
-    """Write a table of the 54 columns with its metadata, atomically."""
+    """Write a table of the 54 columns with its metadata (`mode` in it), atomically."""
     branches: dict[str, Any] = {}
     types: dict[str, str] = {}
     for column in COLUMNS:
@@ -45,7 +49,7 @@ def write_shard(path: str | Path, table: pa.Table, metadata: dict[str, Any]) -> 
         tree = root.mktree(TREE, types, title="simulated jets, JetClass-II columns")
         tree.extend(branches)
         root["metadata"] = json.dumps(metadata)
-        root["sample"] = SAMPLE
+        root["sample"] = sample_text(metadata["mode"])
 
 
 def _jagged(column: pa.ChunkedArray) -> ak.Array:
