@@ -24,7 +24,7 @@ __all__ = ["class_probabilities", "even_fractions"]
 Array = npt.NDArray[Any]
 
 _TAU = {"taue": 0.178, "taum": 0.174, "tauh": 0.648}  # PDG, charged leptons and the rest
-_MISSES = 0.075  # that one given prong of four is outside while three are in, per jet with at least three inside
+_MISSES = 0.087  # that a given prong of four is outside and three are in, of jets with three or four in (measured)
 _ROUNDS = 60
 _NEUTRINOS = (12, 14, 16)
 

@@ -187,19 +187,22 @@ def _key(setting: str) -> str:
 
 
 def plan(cfg: SimulateConfig) -> list[tuple[str, int]]:
-    """(family, shard) of every file: jets / jets_per_shard files, one for each family and the rest by weight.
+    """(family, shard) of every file in the order of making: one for each family, then by weight.
 
-    A larger sample has all files of a smaller one with the same weights.
+    A sample that is not finished has all families already, and a larger one begins with the files of a smaller.
     """
     files = cfg.jets // cfg.jets_per_shard
     weights = {name: family.weight for name, family in cfg.families.items() if family.weight > 0}
     if files < len(weights):
         msg = f"jets {cfg.jets} makes {files} files, but there are {len(weights)} families; lower jets_per_shard"
         raise ValueError(msg)
+    shards = [(name, 0) for name in weights]
     counts = dict.fromkeys(weights, 1)
-    for _ in range(files - len(weights)):  # Sainte-Lague: the next file goes where it is missing most
-        counts[max(weights, key=lambda name: weights[name] / (2 * counts[name] + 1))] += 1
-    return [(name, shard) for name, count in counts.items() for shard in range(count)]
+    while len(shards) < files:  # Sainte-Lague: the next file goes where it is missing most
+        name = max(weights, key=lambda name: weights[name] / (2 * counts[name] + 1))
+        shards.append((name, counts[name]))
+        counts[name] += 1
+    return shards
 
 
 def seeds(run_seed: int, family: str, shard: int) -> tuple[int, np.random.Generator, np.random.Generator]:
