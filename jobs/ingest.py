@@ -3,10 +3,17 @@
     python jobs/ingest.py datasets/jetclass2.yaml input='ntuples/*.root' output=data/shards
 
 reads TTrees, RNTuples and Parquet files with the JetClass-II columns and writes shuffled Parquet shards for train,
-val and test, a manifest with class counts and checksums, config.yaml and summary.json. Interrupted or killed, the
-same command continues. Files, entry ranges and single jets that cannot be used are set aside and listed (exit
-code 3); units/*.set-aside.jsonl names every one of them. The data YAML is optional: its branches are checked to be
-among the columns, so that a misspelt one shows now and not in training. Shards do not depend on it.
+val and test, a manifest with class counts and checksums, config.yaml and summary.json.
+
+    python jobs/ingest.py datasets/jetclass2_delphes.yaml input='events/*.root'
+
+makes the same of Delphes trees. Interrupted or killed, the same command continues. Files, entry ranges and single
+jets that cannot be used are set aside and listed (exit code 3); units/*.set-aside.jsonl names every one of them. It
+also names the Delphes events without a jet and the jets without a class; these are left out by the rules, so they
+are counted and change no exit code.
+
+The file is a configuration of this job with any of the keys below, or a data YAML. The latter is optional: its
+branches are checked to be among the columns, so that a misspelt one shows now and not in training.
 """
 
 from __future__ import annotations
@@ -14,7 +21,8 @@ from __future__ import annotations
 import sys
 
 from jetfoundry import cli
-from jetfoundry.data.ingest import IngestConfig, IngestReport, ingest
+from jetfoundry.data.delphes_jets import LEFT_OUT
+from jetfoundry.data.ingest import IngestConfig, IngestReport, file_key, ingest
 
 _LISTED = 20  # set-aside ranges shown; all are in units/*.set-aside.jsonl
 
@@ -31,6 +39,9 @@ def tell(report: IngestReport) -> None:
     new = f"{report.new_jets:,} new in {report.seconds:.1f} s" if report.new_jets else "nothing was left to do"
     rate = sum(report.jets.values()) / report.cpu_seconds
     print(f"{report.folder}: {jets} jets; {new}, {rate:,.0f} per CPU-second; content {report.manifest_hash[:12]}")
+    print("jets by family: " + ", ".join(f"{family} {count:,}" for family, count in report.families.items()))
+    for reason, count in report.left_out.items():
+        print(f"left out: {count:,} {LEFT_OUT[reason]} ({reason})")
     for reason, count in report.set_aside_jets.items():
         print(f"set aside: {count:,} jets, {reason}")
     for message in report.set_aside_ranges[:_LISTED]:
@@ -42,4 +53,4 @@ def tell(report: IngestReport) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, IngestConfig, usage=__doc__ or "", file_key="features"))
+    sys.exit(cli.run(main, IngestConfig, usage=__doc__ or "", file_key=file_key(sys.argv[1:])))

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Flags only ever grow; this list makes each one a decision.
 FLAGS = {
-    IngestConfig: 16,
+    IngestConfig: 17,
     Recipe: 37,
     TransferConfig: 11,
     ScoreConfig: 9,

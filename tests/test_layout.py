@@ -64,7 +64,7 @@ BELOW = {
     "sim": ("data", "events"),
     "models": ("data",),
     "train": ("data", "models"),
-    "evaluate": ("data", "train"),
+    "evaluate": ("data", "events", "sim", "train"),
     "downstream": ("data", "models", "train", "evaluate"),
 }
 

@@ -14,6 +14,7 @@ import collections
 import dataclasses
 import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,18 @@ from tqdm import tqdm
 
 from jetfoundry import config, files, ray_session, runs
 from jetfoundry.data import shards
+from jetfoundry.data.delphes_jets import LEFT_OUT, DelphesConfig
 from jetfoundry.data.features import load_data_config
 from jetfoundry.data.inventory import SetAsideFile, expand, take_inventory
 from jetfoundry.data.plan import Plan, ShardConfig, make_plan, matching_plan
 from jetfoundry.data.root import jet_schema
 from jetfoundry.data.unit import convert_unit
 from jetfoundry.errors import InputError
+from jetfoundry.labels import FAMILIES
 
-__all__ = ["IngestConfig", "IngestReport", "ingest", "write_manifest"]
+__all__ = ["IngestConfig", "IngestReport", "file_key", "ingest", "write_manifest"]
 
-# `shards.*` may not, and `input` only by name: both are compared with the plan, which knows the files.
+# `shards.*` and `delphes.*` may not, `input` only by name: they are compared with the plan, which knows the files.
 _MAY_CHANGE = ("features", "input", "output", "tree", "sample", "ray.address", "ray.num_cpus", "ray.object_store_gb")
 
 
@@ -43,8 +46,24 @@ class IngestConfig:
     output: str = config.option("data/shards", "shard folder")
     tree: str = config.option("", "name of the TTree or RNTuple; '' = the only one, or tree, or Events")
     sample: str = config.option("", "what the jets are, shown on plots; '' = what the files say (string `sample`)")
+    delphes: DelphesConfig | None = config.option(
+        None, "set if the inputs are Delphes events; all its keys are in datasets/jetclass2_delphes.yaml"
+    )
     shards: ShardConfig = dataclasses.field(default_factory=ShardConfig)
     ray: ray_session.RayConfig = dataclasses.field(default_factory=ray_session.RayConfig)
+
+
+def file_key(arguments: Sequence[str]) -> str | None:
+    """What the file on the command line is: None for a configuration of this job, else `features`, a data YAML.
+
+    They share no key, so one of IngestConfig tells. What cannot be read is left to those who report it.
+    """
+    path = next((argument for argument in arguments if "=" not in argument), "")
+    if not (path.endswith((".yaml", ".yml")) and Path(path).exists()):
+        return "features"
+    tree = config.load_yaml(path)
+    ours = {field.name for field in dataclasses.fields(IngestConfig)}
+    return None if isinstance(tree, dict) and ours & tree.keys() else "features"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,14 +76,16 @@ class IngestReport:
     set_aside_files: tuple[SetAsideFile, ...]
     set_aside_ranges: tuple[str, ...]  # one message per range that could not be decoded
     set_aside_entries: int  # in these ranges
-    set_aside_jets: dict[str, int]  # by reason, see check.py
+    set_aside_jets: dict[str, int]  # by reason, see check.py and delphes_jets.py
+    left_out: dict[str, int]  # Delphes events and jets that give no row by the rules, by reason
+    families: dict[str, int]  # jets of Res2P, Res34P and QCD
     new_jets: int  # written by this run; the others were there already
     seconds: float  # of this run, Ray's start included
     cpu_seconds: float  # of all units
 
     @property
     def complete(self) -> bool:
-        """Whether every jet of every input is in a shard."""
+        """Whether every jet of every input is in a shard; what the rules leave out of Delphes events does not count."""
         return not (self.set_aside_files or self.set_aside_ranges or self.set_aside_jets)
 
 
@@ -78,7 +99,8 @@ def ingest(settings: IngestConfig) -> IngestReport:
     if settings.features:
         load_data_config(settings.features)  # a misspelt branch shows now, not in training
     paths, stored = expand(settings.input), folder / "plan.json"
-    plan = matching_plan(stored, paths, settings.shards, settings.tree) if stored.exists() else None
+    known = (settings.shards, settings.tree, settings.delphes)
+    plan = matching_plan(stored, paths, *known) if stored.exists() else None
     new_jets = 0
     _sweep(folder)
     if plan is None or _missing(plan, folder):
@@ -91,6 +113,7 @@ def ingest(settings: IngestConfig) -> IngestReport:
         finally:
             _sweep(folder)
     manifest = write_manifest(plan, folder, settings.sample)
+    counts = [sum(column) for column in zip(*(s["class_counts"] for s in manifest["splits"].values()), strict=True)]
     report = IngestReport(
         folder=folder,
         jets={split: part["rows"] for split, part in manifest["splits"].items()},
@@ -99,6 +122,8 @@ def ingest(settings: IngestConfig) -> IngestReport:
         set_aside_ranges=tuple(manifest["set_aside"]["ranges"]),
         set_aside_entries=manifest["set_aside"]["entries"],
         set_aside_jets=manifest["set_aside"]["jets"],
+        left_out=manifest["set_aside"]["left_out"],
+        families={name: sum(counts[index] for index in members) for name, members in FAMILIES.items()},
         new_jets=new_jets,
         seconds=time.perf_counter() - started,
         cpu_seconds=manifest["cpu_seconds"],
@@ -119,12 +144,13 @@ def _sweep(folder: Path) -> None:
 
 
 def _new_plan(settings: IngestConfig, paths: list[Path]) -> Plan:
-    inventory = take_inventory(paths, tree=settings.tree, round_doubles=settings.shards.round_doubles)
+    rounding = settings.shards.round_doubles
+    inventory = take_inventory(paths, tree=settings.tree, round_doubles=rounding, delphes=settings.delphes)
     if not inventory.sources:
         more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
         msg = f"none of the inputs can be used: {inventory.set_aside[0].reason}{more}"
         raise InputError(msg)
-    plan = make_plan(inventory, settings.shards)
+    plan = make_plan(inventory, settings.shards, settings.delphes)
     path = Path(settings.output) / "plan.json"
     with shards.writing("plan", path):
         files.write_json(path, plan.to_dict())
@@ -153,14 +179,15 @@ def _convert(plan: Plan, folder: Path, todo: list[int]) -> int:
     rows = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo))
     entries = sum(r.stop - r.start for unit in todo for r in plan.units[unit])
     jets = set_aside = 0
-    with tqdm(total=entries, unit="jet", unit_scale=True, desc="ingest", disable=None) as bar:
+    unit = "event" if plan.delphes else "jet"
+    with tqdm(total=entries, unit=unit, unit_scale=True, desc="ingest", disable=None) as bar:
         for row in rows.map(task, num_cpus=1, compute=at_once).iter_rows():
             if row["error"]:
                 msg = f"{row['error']}; what is committed is kept, the same command continues"
                 raise InputError(msg)
             jets += row["jets"]
             set_aside += row["set_aside"]
-            bar.update(row["jets"] + row["set_aside"])
+            bar.update(row["entries"])
             bar.set_postfix(set_aside=set_aside)
     return jets
 
@@ -182,22 +209,27 @@ def _task(row: dict[str, Any], plan: Plan, folder: Path) -> dict[str, Any]:
     try:
         sidecar = convert_unit(plan, folder, row["unit"])
     except InputError as error:
-        return {"unit": row["unit"], "jets": 0, "set_aside": 0, "error": str(error)}
+        return {"unit": row["unit"], "jets": 0, "entries": 0, "set_aside": 0, "error": str(error)}
     jets = sum(shard["rows"] for shard in sidecar["shards"])
-    return {"unit": row["unit"], "jets": jets, "set_aside": sidecar["entries"] - jets, "error": ""}
+    set_aside = sidecar["set_aside"]["entries"] + sum(sidecar["set_aside"]["jets"].values())
+    return {"unit": row["unit"], "jets": jets, "entries": sidecar["entries"], "set_aside": set_aside, "error": ""}
 
 
 def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
     """Gather the sidecars into manifest.json; InputError if not a single jet is left."""
     sidecars = [files.read_json(shards.sidecar_path(folder, unit)) for unit in range(len(plan.units))]
     reasons: collections.Counter[str] = collections.Counter()
+    left_out: collections.Counter[str] = collections.Counter()
     for sidecar in sidecars:
         reasons.update(sidecar["set_aside"]["jets"])
+        left_out.update(sidecar["set_aside"].get("left_out", {}))  # not there in folders begun by an older version
     ranges = [message for sidecar in sidecars for message in sidecar["set_aside"]["ranges"]]
     digests = [shard["sha256"] for sidecar in sidecars for shard in sidecar["shards"]]
     if not digests:
-        why = ranges[0] if ranges else ", ".join(f"{count} jets {reason}" for reason, count in reasons.items())
-        msg = f"none of the {plan.entries} jets can be used: {why}; details in {folder / 'units'}"
+        why = ", ".join(ranges[:1] + [f"{count} jets {reason}" for reason, count in reasons.items()])
+        why = ", ".join([why] * bool(why) + [f"{count} {LEFT_OUT[reason]}" for reason, count in left_out.items()])
+        what = "events" if plan.delphes else "jets"
+        msg = f"none of the {plan.entries} {what} can be used: {why}; details in {folder / 'units'}"
         raise InputError(msg)
     manifest = {
         "format": shards.FORMAT,
@@ -217,6 +249,7 @@ def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
             "entries": sum(sidecar["set_aside"]["entries"] for sidecar in sidecars),
             "ranges": ranges,
             "jets": dict(sorted(reasons.items())),
+            "left_out": dict(sorted(left_out.items())),
         },
         "cpu_seconds": sum(sidecar["cpu_seconds"] for sidecar in sidecars),
         "shards": config.to_dict(plan.config),

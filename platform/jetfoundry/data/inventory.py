@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jetfoundry import ray_session
-from jetfoundry.data.root import DamagedFile, open_jets
+from jetfoundry.data.delphes import open_source
+from jetfoundry.data.delphes_jets import DelphesConfig
+from jetfoundry.data.root import DamagedFile
 from jetfoundry.errors import InputError, nearest
 
 __all__ = ["Inventory", "SetAsideFile", "Source", "expand", "stamp", "take_inventory"]
@@ -29,11 +31,11 @@ class Source:
     """A file of jets that can be read."""
 
     path: str
-    kind: str  # ttree, rntuple or parquet
+    kind: str  # ttree, rntuple, parquet or delphes
     tree: str  # '' for Parquet
     entries: int
     clusters: tuple[int, ...]  # entry numbers from 0 to `entries`, see JetReader.clusters
-    bytes_per_jet: int  # in memory, estimated from the first jets
+    bytes_per_jet: int  # in memory, of an entry, estimated from the first ones
     sample: str  # what the jets are, if the file says so
     size: int
     mtime_ns: int
@@ -103,42 +105,45 @@ def stamp(path: str | Path) -> tuple[int, int]:
 
 
 def take_inventory(
-    paths: Sequence[Path], *, tree: str = "", columns: Sequence[str] | None = None, round_doubles: bool = False
+    paths: Sequence[Path],
+    *,
+    tree: str = "",
+    columns: Sequence[str] | None = None,
+    round_doubles: bool = False,
+    delphes: DelphesConfig | None = None,
 ) -> Inventory:
     """Open every file once; many files are opened by Ray tasks.
 
-    `columns` are those that must be there (None = all 54 of JetClass-II).
+    `columns` are those that must be there (None = all 54 of JetClass-II). With `delphes` the files hold Delphes events.
     """
 
     def scan(path: Path) -> Source | SetAsideFile:
-        return _scan(str(path), tree, columns, round_doubles)
+        return _scan(str(path), tree, columns, round_doubles, delphes)
 
-    if len(paths) < _SCAN_BY_RAY:
-        found = [scan(path) for path in paths]
-    else:
-        found = _scan_by_ray(paths, tree, columns, round_doubles)
+    found = [scan(path) for path in paths] if len(paths) < _SCAN_BY_RAY else _scan_by_ray(paths, scan)
     return Inventory(
         tuple(item for item in found if isinstance(item, Source)),
         tuple(item for item in found if isinstance(item, SetAsideFile)),
     )
 
 
-def _scan(path: str, tree: str, columns: Sequence[str] | None, round_doubles: bool) -> Source | SetAsideFile:
+def _scan(
+    path: str, tree: str, columns: Sequence[str] | None, round_doubles: bool, delphes: DelphesConfig | None
+) -> Source | SetAsideFile:
     size, mtime_ns = stamp(path)
     try:
-        with open_jets(path, tree=tree) as reader:
+        with open_source(path, tree=tree, delphes=delphes) as reader:
             reader.require(columns)
             if reader.entries == 0:
                 msg = f"{path}: no entries"
                 raise DamagedFile(msg)
-            first = reader.probe(columns, round_doubles=round_doubles)
             return Source(
                 path=path,
                 kind=reader.kind,
                 tree=reader.tree,
                 entries=reader.entries,
                 clusters=tuple(reader.clusters().tolist()),
-                bytes_per_jet=first.nbytes // first.num_rows,
+                bytes_per_jet=reader.bytes_per_entry(columns, round_doubles=round_doubles),
                 sample=reader.sample,
                 size=size,
                 mtime_ns=mtime_ns,
@@ -147,13 +152,11 @@ def _scan(path: str, tree: str, columns: Sequence[str] | None, round_doubles: bo
         return SetAsideFile(path=path, reason=str(error), size=size, mtime_ns=mtime_ns)
 
 
-def _scan_by_ray(
-    paths: Sequence[Path], tree: str, columns: Sequence[str] | None, round_doubles: bool
-) -> list[Source | SetAsideFile]:
+def _scan_by_ray(paths: Sequence[Path], scan: Callable[[Path], Source | SetAsideFile]) -> list[Source | SetAsideFile]:
     import ray
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
-        found = _scan(row["path"], tree, columns, round_doubles)
+        found = scan(Path(row["path"]))
         return {"path": row["path"], "usable": isinstance(found, Source), "json": json.dumps(dataclasses.asdict(found))}
 
     blocks = min(len(paths), 4 * ray_session.available_cpus())

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jetfoundry import config, files
+from jetfoundry.data.delphes_jets import DelphesConfig
 from jetfoundry.data.inventory import Inventory, SetAsideFile, Source, stamp
 from jetfoundry.errors import InputError
 
@@ -78,11 +79,12 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Inputs, settings and units; `hash` names all of it."""
+    """Inputs, settings and units; `hash` names all of it. With `delphes` the entries are Delphes events, else jets."""
 
     config: ShardConfig
     inventory: Inventory
     units: tuple[tuple[Range, ...], ...]
+    delphes: DelphesConfig | None = None
 
     @property
     def entries(self) -> int:
@@ -100,6 +102,7 @@ class Plan:
             "inputs": [dataclasses.asdict(source) for source in self.inventory.sources],
             "set_aside": [dataclasses.asdict(file) for file in self.inventory.set_aside],
             "units": [" ".join(map(str, unit)) for unit in self.units],
+            **({"delphes": config.to_dict(self.delphes)} if self.delphes else {}),
         }
 
     @classmethod
@@ -110,6 +113,7 @@ class Plan:
             ShardConfig(**tree["shards"]),
             Inventory(tuple(sources), tuple(SetAsideFile(**fields) for fields in tree["set_aside"])),
             tuple(tuple(Range(*map(int, numbers)) for numbers in unit) for unit in ranges),
+            config.build(DelphesConfig, tree["delphes"]) if "delphes" in tree else None,
         )
 
 
@@ -130,7 +134,7 @@ def cut(clusters: Sequence[int], aim: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(bounds))
 
 
-def make_plan(inventory: Inventory, settings: ShardConfig) -> Plan:
+def make_plan(inventory: Inventory, settings: ShardConfig, delphes: DelphesConfig | None = None) -> Plan:
     """Deal the entry ranges of all files to units by the rule in this file's head."""
     total = sum(source.entries for source in inventory.sources)
     count = max(1, -(-total // settings.jets_per_task))
@@ -146,7 +150,7 @@ def make_plan(inventory: Inventory, settings: ShardConfig) -> Plan:
     for part, place in zip(ranges, np.concatenate(places).tolist(), strict=True):
         dealt[int(place * count)].append(part)
     units = (tuple(sorted(part, key=lambda r: (r.file, r.start))) for part in dealt if part)
-    return Plan(settings, inventory, tuple(units))
+    return Plan(settings, inventory, tuple(units), delphes)
 
 
 def _chunk(source: Source, units: int, jets_per_task: int) -> int:
@@ -155,12 +159,14 @@ def _chunk(source: Source, units: int, jets_per_task: int) -> int:
     return math.ceil(max(min(aim, jets_per_task / _RANGES_PER_UNIT), _MIN_RANGE))
 
 
-def matching_plan(path: Path, paths: Sequence[Path], settings: ShardConfig, tree: str = "") -> Plan:
+def matching_plan(
+    path: Path, paths: Sequence[Path], settings: ShardConfig, tree: str = "", delphes: DelphesConfig | None = None
+) -> Plan:
     """Read the plan of an earlier run; InputError naming the difference if inputs or settings are not the same."""
     plan = Plan.from_dict(files.read_json(path))
     folder = path.parent
-    old, new = config.to_dict(plan.config), config.to_dict(settings)
-    changes = [f"{key} was {old[key]}, now {new[key]}" for key in new if old[key] != new[key]]
+    old, new = _options(plan.config, plan.delphes), _options(settings, delphes)
+    changes = [f"{key} was {old.get(key)}, now {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
     recorded: list[Source | SetAsideFile] = [*plan.inventory.sources, *plan.inventory.set_aside]
     known = {file.path: (file.size, file.mtime_ns) for file in recorded}
     trees = {source.tree for source in plan.inventory.sources if source.tree}
@@ -179,6 +185,11 @@ def matching_plan(path: Path, paths: Sequence[Path], settings: ShardConfig, tree
         msg = f"{folder} holds shards of another ingest: {'; '.join(sorted(changes)[:3])}{more}; choose another folder"
         raise InputError(msg)
     return plan
+
+
+def _options(settings: ShardConfig, delphes: DelphesConfig | None) -> dict[str, Any]:
+    options = config.to_dict(delphes) if delphes else {}
+    return {**config.to_dict(settings), **{f"delphes.{key}": value for key, value in options.items()}}
 
 
 def split_of(path: str, entries: npt.NDArray[np.int64], val: float, test: float) -> npt.NDArray[np.int8]:

@@ -33,7 +33,7 @@ import uproot
 from jetfoundry import schema
 from jetfoundry.errors import InputError, nearest
 
-__all__ = ["PROVENANCE", "DamagedFile", "JetReader", "jet_schema", "open_jets"]
+__all__ = ["PROVENANCE", "DamagedFile", "JetReader", "decoding", "jet_schema", "open_jets"]
 
 PROVENANCE: tuple[pa.Field, ...] = (
     pa.field("source_file", pa.int32(), nullable=False),
@@ -84,7 +84,7 @@ def open_jets(path: str | Path, *, tree: str = "", file_index: int = 0) -> Itera
     """
     where = str(path)
     with contextlib.ExitStack() as stack:
-        with _decoding(where):
+        with decoding(where):
             kind = _sniff(Path(path))
             if kind == "parquet":
                 opened = stack.enter_context(pq.ParquetFile(path, page_checksum_verification=True))
@@ -94,11 +94,11 @@ def open_jets(path: str | Path, *, tree: str = "", file_index: int = 0) -> Itera
             sample = (opened.metadata.metadata or {}).get(_SAMPLE.encode(), b"").decode()
             yield _ParquetReader(path=where, kind=kind, tree="", file_index=file_index, sample=sample, handle=opened)
             return
-        with _decoding(where):
+        with decoding(where):
             classes = opened.classnames(cycle=False)
             sample = str(opened[_SAMPLE]) if classes.get(_SAMPLE) == "TObjString" else ""
         name = _choose_tree(where, tree, classes)
-        with _decoding(f"{where}, tree {name}"):
+        with decoding(f"{where}, tree {name}"):
             handle = opened[name]
         kind = _TREE_CLASSES[classes[name]]
         yield _RootReader(path=where, kind=kind, tree=name, file_index=file_index, sample=sample, handle=handle)
@@ -141,7 +141,7 @@ def _choose_tree(where: str, wanted: str, classes: dict[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def _decoding(where: str) -> Iterator[None]:
+def decoding(where: str) -> Iterator[None]:
     """Turn what foreign decoders raise into DamagedFile, and refusals of the operating system into InputError."""
     try:
         yield
@@ -225,6 +225,11 @@ class JetReader(abc.ABC):
         """The first jets (at most 16): finds a wrong type or an unreadable file before any work is planned."""
         return self.read(0, min(16, self.entries), columns, round_doubles=round_doubles)
 
+    def bytes_per_entry(self, columns: Sequence[str] | None = None, *, round_doubles: bool = False) -> int:
+        """Memory that a jet takes, from the first ones. Raises as `probe` does."""
+        first = self.probe(columns, round_doubles=round_doubles)
+        return int(first.nbytes // first.num_rows)
+
     def _wrong_type(self, column: schema.Column, found: str) -> DamagedFile:
         wanted = f"a list of {column.kind} per jet" if column.jagged else f"one {column.kind} per jet"
         return DamagedFile(f"{self.path}, {column.name}: wanted {wanted}, the file has {found}")
@@ -241,7 +246,7 @@ class _RootReader(JetReader):
         return int(self.handle.num_entries)
 
     def clusters(self) -> np.ndarray:
-        with _decoding(f"{self.path}, tree {self.tree}"):
+        with decoding(f"{self.path}, tree {self.tree}"):
             if self.kind == "rntuple":
                 ends = [summary.num_first_entry + summary.num_entries for summary in self.handle.cluster_summaries]
             else:
@@ -250,7 +255,7 @@ class _RootReader(JetReader):
 
     def _flat(self, columns: Sequence[schema.Column], start: int, stop: int) -> Iterable[tuple[Any, np.ndarray]]:
         names = [column.name for column in columns]
-        with _decoding(f"{self.path}, entries {start}-{stop}"):
+        with decoding(f"{self.path}, entries {start}-{stop}"):
             arrays = (
                 self.handle.arrays(filter_name=names, entry_start=start, entry_stop=stop, library="ak", how=dict)
                 if names
@@ -289,7 +294,7 @@ class _ParquetReader(JetReader):
         # A row group may hold the whole file: take its first pages only.
         wanted = _select(columns)
         names = [column.name for column in wanted]
-        with _decoding(f"{self.path}, first row group"):
+        with decoding(f"{self.path}, first row group"):
             batch = next(self.handle.iter_batches(16, columns=names, use_threads=False))
         for column in wanted:
             _, values = self._buffers(column, pa.chunked_array([batch.column(column.name)]), copy=False)
@@ -303,7 +308,7 @@ class _ParquetReader(JetReader):
         groups = list(range(first, max(last, first + 1)))
         # Published files hold 100,000 jets in one row group: column by column, only one is ever decoded whole.
         for column in columns:
-            with _decoding(f"{self.path}, entries {start}-{stop}, {column.name}"):
+            with decoding(f"{self.path}, entries {start}-{stop}, {column.name}"):
                 table = self.handle.read_row_groups(groups, columns=[column.name], use_threads=False)
             part = table.column(0).slice(start - int(edges[first]), stop - start)
             yield self._buffers(column, part, copy=table.num_rows > stop - start)

@@ -7,6 +7,7 @@ short is simply done again. Memory: all jets of the unit once, plus one range or
 from __future__ import annotations
 
 import collections
+import dataclasses
 import gc
 import json
 import time
@@ -21,8 +22,10 @@ import pyarrow as pa
 from jetfoundry import files
 from jetfoundry.data import shards
 from jetfoundry.data.check import check_jets
+from jetfoundry.data.delphes import DelphesReader, open_source
+from jetfoundry.data.delphes_jets import LEFT_OUT
 from jetfoundry.data.plan import Plan, Range, split_of
-from jetfoundry.data.root import DamagedFile, JetReader, jet_schema, open_jets
+from jetfoundry.data.root import DamagedFile, JetReader, jet_schema
 
 __all__ = ["convert_unit"]
 
@@ -33,9 +36,9 @@ def convert_unit(plan: Plan, folder: Path, unit: int) -> dict[str, Any]:
     """Convert unit number `unit` and return its sidecar.
 
     Sidecar: `shards` (path, split, rows, bytes, sha256, class_counts (188)), `histograms` by split
-    (`shards.pack_counts`), `set_aside` (`jets` by reason, `entries` in ranges that could not be decoded, their
-    `ranges`), `entries` of the plan, `seconds` and `cpu_seconds`. Raises InputError if a file cannot be read or a
-    shard cannot be written.
+    (`shards.pack_counts`), `set_aside` (`jets` by reason, `left_out` likewise for reasons that are part of the
+    rules, see delphes_jets.py, `entries` in ranges that could not be decoded, their `ranges`), `entries` of the plan,
+    `seconds` and `cpu_seconds`. Raises InputError if a file cannot be read or a shard cannot be written.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     faults: list[dict[str, Any]] = []
@@ -48,7 +51,8 @@ def convert_unit(plan: Plan, folder: Path, unit: int) -> dict[str, Any]:
         "shards": written,
         "histograms": histograms,
         "set_aside": {
-            "jets": dict(sorted(reasons.items())),
+            "jets": {reason: count for reason, count in sorted(reasons.items()) if reason not in LEFT_OUT},
+            "left_out": {reason: reasons[reason] for reason in LEFT_OUT if reasons[reason]},
             "entries": sum(fault["stop"] - fault["entry"] for fault in unreadable),
             "ranges": [fault["value"] for fault in unreadable],
         },
@@ -74,18 +78,23 @@ def _read(plan: Plan, unit: int, faults: list[dict[str, Any]]) -> Iterator[pa.Ta
         ranges_of_file.setdefault(part.file, []).append(part)
     for index, ranges in ranges_of_file.items():
         source = plan.inventory.sources[index]
-        with open_jets(source.path, tree=source.tree, file_index=index) as reader:
+        with open_source(source.path, tree=source.tree, file_index=index, delphes=plan.delphes) as reader:
             for part in ranges:
                 for table in _salvage(reader, part.start, part.stop, plan.config.round_doubles, faults):
                     yield _good_jets(table, source.path, faults)
 
 
 def _salvage(
-    reader: JetReader, start: int, stop: int, round_doubles: bool, faults: list[dict[str, Any]]
+    reader: JetReader | DelphesReader, start: int, stop: int, round_doubles: bool, faults: list[dict[str, Any]]
 ) -> Iterator[pa.Table]:
     """Read a range; where that fails, its halves, until a damaged basket is confined to few entries."""
     try:
-        yield reader.read(start, stop, round_doubles=round_doubles)
+        if isinstance(reader, DelphesReader):
+            table, losses = reader.convert(start, stop)
+            faults += [{"file": reader.path, **dataclasses.asdict(loss)} for loss in losses]
+            yield table
+        else:
+            yield reader.read(start, stop, round_doubles=round_doubles)
     except DamagedFile as error:
         if stop - start <= _SALVAGE:
             fault = {"file": reader.path, "entry": start, "stop": stop, "reason": "unreadable", "field": ""}

@@ -20,14 +20,16 @@ from jetfoundry.events.flow import Flow
 from jetfoundry.events.jets import Jets, wrap_phi
 from jetfoundry.schema import COLUMNS, arrow_schema, column_group
 
-__all__ = ["AUX_FLAGS", "aux_columns", "genpart_columns", "jet_columns", "part_columns", "table"]
+__all__ = ["AUX_FLAGS", "SECONDS", "aux_columns", "genpart_columns", "jet_columns", "part_columns", "table"]
 
 Array = npt.NDArray[Any]
 
 AUX_FLAGS = ("isResX", "isResY", "isResDecayProd", "isTauDecayProd", "isQcdParton")
 """Roles of truth particles; a role's code is its position."""
 
-_SECONDS = 1e-3 / 299_792_458.0  # per mm/c
+SECONDS = 1e-3 / 299_792_458.0
+"""One mm/c in seconds."""
+
 _KINDS = {
     "isElectron": categories.ELECTRON,
     "isMuon": categories.MUON,
@@ -109,7 +111,7 @@ def genpart_columns(
     deta, dphi = _relative(px, py, pz, jets, np.repeat(np.arange(len(jets)), counts))
     flat = {
         "px": px, "py": py, "pz": pz, "energy": energy, "jet_deta": deta, "jet_dphi": dphi,
-        "x": x, "y": y, "z": z, "t": t * _SECONDS, "pid": pid[matched.index],
+        "x": x, "y": y, "z": z, "t": t * SECONDS, "pid": pid[matched.index],
     }  # fmt: skip
     offsets = np.concatenate([[0], np.cumsum(counts)])
     return scalars, {f"genpart_{name}": values for name, values in flat.items()}, offsets

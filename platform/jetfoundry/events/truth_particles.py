@@ -41,6 +41,15 @@ class JetTruth:
         keep = new[self.owner] >= 0
         return JetTruth(self.label[jets], new[self.owner][keep], self.position[keep], self.role[keep])
 
+    def join(self, jets: Array, other: JetTruth, other_jets: Array) -> JetTruth:
+        """One truth of the jets at `jets` (from this) and `other_jets` (from `other`), together all from 0 on."""
+        label = np.empty(len(jets) + len(other_jets), np.int64)
+        label[jets], label[other_jets] = self.label, other.label
+        owner = np.concatenate([jets[self.owner], other_jets[other.owner]])
+        order = np.argsort(owner, kind="stable")
+        position = np.concatenate([self.position, other.position])[order]
+        return JetTruth(label, owner[order], position, np.concatenate([self.role, other.role])[order])
+
 
 def resonance_truth(
     events: Events, jets: Jets, radius: float, resonances: Sequence[int] = truth.RESONANCES
