@@ -22,6 +22,7 @@ from jetfoundry.data.plan import ShardConfig, make_plan
 from jetfoundry.data.root import open_jets
 from jetfoundry.data.unit import convert_unit
 from jetfoundry.errors import InputError
+from jetfoundry.sim.store import write_shard
 
 
 def _reason(path: Path) -> str:
@@ -276,3 +277,16 @@ def test_a_shard_that_cannot_be_written_ends_the_job_and_a_rerun_continues(tmp_p
     assert not list((tmp_path / "out").rglob("*.tmp.*"))
     obstacle.unlink()
     assert sum(ingest(settings).jets.values()) == 300
+
+
+@pytest.mark.ray
+def test_samples_made_in_different_modes_are_not_mixed_without_a_name(tmp_path, make_jets, ray_local):
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    for name, mode in (("signal", "full"), ("background", "no_mpi")):
+        write_shard(inputs / f"{name}.root", make_jets(20), {"mode": mode})
+    wanted = r"made in different ways: .*\(Pythia 8, no MPI, .*background.root; .*\(Pythia 8, param.*signal.root"
+    with pytest.raises(InputError, match=wanted):
+        ingest(IngestConfig(input=(str(inputs),), output=str(tmp_path / "out")))
+    named = ingest(IngestConfig(input=(str(inputs),), output=str(tmp_path / "out"), sample="a test of mixtures"))
+    assert sum(named.jets.values()) == 40

@@ -24,7 +24,7 @@ from jetfoundry import config, files, ray_session, runs
 from jetfoundry.data import shards
 from jetfoundry.data.delphes_jets import LEFT_OUT, DelphesConfig
 from jetfoundry.data.features import load_data_config
-from jetfoundry.data.inventory import SetAsideFile, expand, take_inventory
+from jetfoundry.data.inventory import SetAsideFile, Source, expand, take_inventory
 from jetfoundry.data.plan import Plan, ShardConfig, make_plan, matching_plan
 from jetfoundry.data.root import jet_schema
 from jetfoundry.data.unit import convert_unit
@@ -150,11 +150,23 @@ def _new_plan(settings: IngestConfig, paths: list[Path]) -> Plan:
         more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
         msg = f"none of the inputs can be used: {inventory.set_aside[0].reason}{more}"
         raise InputError(msg)
+    if not settings.sample:
+        _refuse_mixture(inventory.sources)
     plan = make_plan(inventory, settings.shards, settings.delphes)
     path = Path(settings.output) / "plan.json"
     with shards.writing("plan", path):
         files.write_json(path, plan.to_dict())
     return plan
+
+
+def _refuse_mixture(sources: Sequence[Source]) -> None:
+    """Jets of one data set are made in one way; a network would learn the difference between their classes."""
+    example = {source.sample: source.path for source in reversed(sources)}
+    if len(example) > 1:
+        kinds = "; ".join(f"{text or 'nothing'!r} in {path}" for text, path in sorted(example.items()))
+        msg = f"the inputs say that they were made in different ways: {kinds}. A network would learn to tell them "
+        msg += "apart; ingest them into folders of their own, or say what the mixture is with sample='…'"
+        raise InputError(msg)
 
 
 def _missing(plan: Plan, folder: Path) -> list[int]:
@@ -235,7 +247,7 @@ def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
         "format": shards.FORMAT,
         "hash": shards.content_hash(digests),
         "plan": plan.hash,
-        "sample": sample or " + ".join(sorted({source.sample for source in plan.inventory.sources} - {""})),
+        "sample": sample or plan.inventory.sources[0].sample,
         "columns": jet_schema().names,
         "row_group": plan.config.row_group,
         "splits": {split: shards.gather(split, sidecars) for split in shards.SPLITS},
