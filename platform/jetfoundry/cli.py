@@ -1,7 +1,8 @@
 """What every job's command line shares: `[config.yaml] key.sub=value …`, `--help`, logging, exit codes.
 
-Exit codes: 0 done; 2 the input or configuration is at fault (one line says why); 3 done, but some input
-was set aside and listed; 130 interrupted (the same command continues). Anything else is a bug.
+Exit codes: 0 done; 1 done, and a check that was asked for failed; 2 the input or configuration is at fault (one line
+says why); 3 done, but some input was set aside and listed; 130 interrupted (the same command continues). An unexpected
+error is a bug, with its traceback.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any, TypeVar
 from jetfoundry import config
 from jetfoundry.errors import ConfigError, JetFoundryError
 
-__all__ = ["EXIT_BAD_INPUT", "EXIT_OK", "EXIT_SET_ASIDE", "run"]
+__all__ = ["EXIT_BAD_INPUT", "EXIT_FAILED", "EXIT_OK", "EXIT_SET_ASIDE", "run"]
 
-EXIT_OK, EXIT_BAD_INPUT, EXIT_SET_ASIDE, EXIT_INTERRUPTED = 0, 2, 3, 130
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_SET_ASIDE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 C = TypeVar("C")
 

@@ -30,11 +30,13 @@ __all__ = [
     "class_counts",
     "confusion",
     "constituents",
+    "finished",
     "jets_eta_phi",
     "learning_curves",
     "png",
     "roc",
     "score_distribution",
+    "styled",
 ]
 
 COLOURS = (
@@ -96,8 +98,8 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], sample: str = "", x: str 
         axes.set_xlabel(x)
         axes.set_ylabel(label)
         _legend(axes)
-        _style(axes, sample if i == 0 else "")
-    return _finish(figure)
+        styled(axes, sample if i == 0 else "")
+    return finished(figure)
 
 
 def _points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -124,8 +126,8 @@ def roc(curves: Mapping[str, RocCurve], sample: str = "", signal: str = "signal"
     axes.set_xlabel(f"{signal} efficiency")
     axes.set_ylabel(f"{background or 'background'} efficiency")
     _legend(axes)
-    _style(axes, sample)
-    return _finish(figure)
+    styled(axes, sample)
+    return finished(figure)
 
 
 def _thinned(curve: RocCurve, points: int = 500) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
@@ -159,7 +161,7 @@ def confusion(matrix: npt.ArrayLike, names: Sequence[str], sample: str = "") -> 
     axes.set_xlabel("predicted", loc="right", fontsize=12)
     axes.set_ylabel("true", loc="top", fontsize=12)
     axes.set_title(sample, loc="left", fontsize=9, color="0.25")
-    return _finish(figure)
+    return finished(figure)
 
 
 def _on_blue(value: float) -> str:
@@ -186,8 +188,8 @@ def score_distribution(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(f"fraction of jets / {1 / bins:g}")
     _legend(axes)
-    _style(axes, sample)
-    return _finish(figure)
+    styled(axes, sample)
+    return finished(figure)
 
 
 def jets_eta_phi(jets: Sequence[Constituents], sample: str = "", radius: float = 0.8) -> Figure:
@@ -209,7 +211,7 @@ def jets_eta_phi(jets: Sequence[Constituents], sample: str = "", radius: float =
         axes.set_yticks([-0.5, 0, 0.5])
         axes.set_xlabel(r"$\Delta\eta$" if i + columns >= len(jets) else "")
         axes.set_ylabel(r"$\Delta\phi$ [rad]" if i % columns == 0 else "")
-        _style(axes, "")
+        styled(axes, "")
         axes.set_title(jet.title, fontsize=9)
     handles = [
         Line2D([], [], marker=marker, color=colour, linestyle="", markersize=7, alpha=0.8, label=name)
@@ -218,7 +220,7 @@ def jets_eta_phi(jets: Sequence[Constituents], sample: str = "", radius: float =
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     note = "marker area grows with the particle's pT"
     figure.suptitle(f"{sample}; {note}" if sample else note, fontsize=9, color="0.25")
-    return _finish(figure)
+    return finished(figure)
 
 
 def class_counts(counts: Mapping[str, int], sample: str = "", per_panel: int = 48) -> Figure:
@@ -240,9 +242,9 @@ def class_counts(counts: Mapping[str, int], sample: str = "", per_panel: int = 4
         axes.set_yticks(rows, names[part])
         axes.set_ylim(length - 0.4, -0.6)
         axes.set_xlabel("number of jets")
-        _style(axes, sample if panel == 0 else "")
+        styled(axes, sample if panel == 0 else "")
         axes.tick_params(axis="y", which="both", length=0, labelsize=small)
-    return _finish(figure)
+    return finished(figure)
 
 
 def png(figure: Figure, dpi: int = 192) -> bytes:
@@ -264,7 +266,7 @@ def _legend(axes: Axes) -> None:
         axes.legend(frameon=False, fontsize=10)
 
 
-def _style(axes: Axes, sample: str) -> None:
+def styled(axes: Axes, sample: str) -> None:
     """Ticks on all sides pointing inwards, axis labels at the ends, the sample above the frame."""
     axes.minorticks_on()
     axes.tick_params(which="both", direction="in", top=True, right=True, labelsize=10)
@@ -273,7 +275,8 @@ def _style(axes: Axes, sample: str) -> None:
     axes.set_title(sample, loc="left", fontsize=9, color="0.25")
 
 
-def _finish(figure: Figure) -> Figure:
+def finished(figure: Figure) -> Figure:
+    """The figure with all its text in the fonts of the page."""
     for axes in figure.axes:
         axes.tick_params(which="both", labelfontfamily=_FONT)
     for text in figure.findobj(matplotlib.text.Text):

@@ -108,6 +108,7 @@ class Tracker:
     pt_min: float = option(dataclasses.MISSING, "smallest pT of a track [GeV]")
     efficiency: dict[str, tuple[Efficiency, ...]] = option(dataclasses.MISSING, "by species")
     momentum: dict[str, tuple[MomentumResolution, ...]] = option(dataclasses.MISSING, "by species")
+    smear_momenta: bool = option(True, "false: the resolution only weighs tracks against towers")
     impact: tuple[ImpactResolution, ...] = option(dataclasses.MISSING, "impact parameters")
 
     def __post_init__(self) -> None:

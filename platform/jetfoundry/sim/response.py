@@ -153,7 +153,8 @@ def _track(tracker: Tracker, kind: Array, p4: Array, rng: np.random.Generator) -
         a, b = np.array([r.a for r in rows])[index], np.array([r.b for r in rows])[index]
         sigma[members] = np.hypot(a, b * pt_m)
     found = rng.uniform(size=len(pt)) < efficiency
-    scale = np.where(found, _log_normal(np.ones(len(pt)), sigma, rng), 0.0)
+    drawn = _log_normal(np.ones(len(pt)), sigma, rng) if tracker.smear_momenta else np.ones(len(pt))
+    scale = np.where(found, drawn, 0.0)
     index = np.minimum(_row([r.eta_max for r in tracker.impact], abs_eta), len(tracker.impact) - 1)
     errors = []
     for terms in ([r.d0 for r in tracker.impact], [r.dz for r in tracker.impact]):
