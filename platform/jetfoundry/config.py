@@ -188,7 +188,7 @@ def _scalar(hint: Any, value: Any, key: str, where: str) -> Any:
                 return int(number)
     if hint is float and not isinstance(value, bool):
         number = _number(value)
-        if number is not None:
+        if number is not None and not math.isnan(number):
             return number
     if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import awkward as ak
@@ -194,7 +195,7 @@ def test_the_mass_of_x_comes_back_from_its_stable_descendants() -> None:
     resonance = cfg.families["Res2P_neutral"].resonance
     assert resonance is not None
     source = PairSource(resonance, cfg.beam_energy, np.random.default_rng(1))
-    events = Generator((*cfg.pythia, *cfg.modes["no_mpi"]), 5, source).batch(15)
+    events = Generator(cfg.common_settings, 5, source).batch(15)
     top = np.where((events.pid == 25) & (events.status == -22), np.arange(len(events.pid)), -1)
     for _ in range(60):  # hand the ancestor X down the record
         known = (top < 0) & (events.mother >= 0)
@@ -207,7 +208,7 @@ def test_the_mass_of_x_comes_back_from_its_stable_descendants() -> None:
 
 def test_a_batch_without_accepted_jets_gives_an_empty_table(card: DetectorCard) -> None:
     cfg = configured("selection.pt=[2499.9, 2500.0]")
-    generator = Generator((*cfg.pythia, *cfg.families["QCD"].settings, *cfg.modes["fast"]), 3)
+    generator = Generator(dataclasses.replace(cfg, mode="fast").pythia_settings("QCD"), 3)
     table = chain.analyse(generator.batch(3), cfg, card, np.random.default_rng(1), qcd=True)
     assert len(table) == 0
     assert table.schema.equals(schema.arrow_schema())
@@ -234,6 +235,8 @@ def test_a_selection_that_nothing_passes_ends_with_an_error(
         ("HardQCD:all", "unknown key or value out of range"),
         ("PhaseSpace:pTHatMin = 20abc", "wanted a number, got '20abc'"),
         ("MultipartonInteractions:pT0Ref = 2,5", "wanted a number, got '2,5'"),
+        ("EnhancedSplittings:List = {junk}", r"wanted a list like {fsr:G2BB=10,fsr:G2CC=5}, got '{junk}'"),
+        ("EnhancedSplittings:List = {fsr:G2BBB=10}", "wanted a list like"),
         ("25:onMode = maybe", "wanted on, off or 0 to 3, got 'maybe'"),
         ("25:mayDecay = perhaps", "wanted on or off, got 'perhaps'"),
         ("25:addChannel = 1 abc 100 5 -5", "wanted numbers, got '1 abc 100 5 -5'"),

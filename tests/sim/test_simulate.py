@@ -173,17 +173,24 @@ def test_a_wrong_pythia_setting_is_a_configuration_error(ray_local: ModuleType, 
 def test_a_killed_worker_is_replaced_and_its_file_made_again(
     ray_local: ModuleType, sample: Path, tmp_path: Path
 ) -> None:
-    killed: list[int] = []
+    def workers() -> dict[int, psutil.Process]:
+        found = {}
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "_Worker.make" in " ".join(process.cmdline()):
+                    found[process.pid] = process
+        return found
+
+    earlier, killed = set(workers()), []  # those of other tests may still be ending
 
     def kill_the_first_worker() -> None:
         deadline = time.monotonic() + 60
         while not killed and time.monotonic() < deadline:
-            for process in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if "_Worker.make" in " ".join(process.cmdline()):
-                        process.kill()
-                        killed.append(process.pid)
-                        return
+            for pid, process in workers().items():
+                if pid not in earlier:
+                    process.kill()
+                    killed.append(pid)
+                    return
             time.sleep(0.02)
 
     thread = threading.Thread(target=kill_the_first_worker)
@@ -195,6 +202,31 @@ def test_a_killed_worker_is_replaced_and_its_file_made_again(
     made, again = contents(sample), contents(tmp_path)
     assert list(made) == list(again)
     assert all(made[name].equals(again[name]) for name in made)
+
+
+@needs_pythia
+@pytest.mark.sim
+@pytest.mark.ray
+def test_a_smaller_sample_in_the_folder_of_a_larger_one_is_refused(sample: Path) -> None:
+    with pytest.raises(InputError, match=r"holds QCD_0001.root and 1 more files that are not part of 40 jets"):
+        run.simulate(configured(sample, "jets=40"))
+
+
+@needs_pythia
+@pytest.mark.sim
+@pytest.mark.ray
+def test_files_of_another_pythia_are_not_continued(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.importlib.metadata, "version", lambda package: "0.0")
+    with pytest.raises(InputError, match=r"made with pythia8mc [\d.]+, this is 0.0"):
+        run.simulate(configured(sample))
+
+
+@needs_pythia
+@pytest.mark.sim
+def test_a_family_without_any_class_is_refused(tmp_path: Path) -> None:
+    invisible = "families.Res2P_neutral.resonance.decays={25: {12 -12: 1.0}}"
+    with pytest.raises(ConfigError, match=r"families.Res2P_neutral.resonance.decays: no channel gives a class"):
+        run.simulate(configured(tmp_path / "out", invisible))
 
 
 @needs_pythia

@@ -89,6 +89,20 @@ def test_events_without_an_open_decay_are_not_made() -> None:
     assert min(rows[2 + k, M] for rows in draw(beauty) for k in (0, 1)) > 9.6
 
 
+def test_a_spectrum_that_never_has_an_open_decay_ends_with_an_error() -> None:
+    nothing = dataclasses.replace(family("Res2P_neutral"), x_max=1e-6)
+    with pytest.raises(
+        ConfigError, match=r"no decay is open in 25600 pairs of resonances; mass .* or x_max is too low"
+    ):
+        draw(nothing, 1)
+
+
+def test_blocks_without_an_open_decay_are_passed_over() -> None:
+    tight = dataclasses.replace(family("Res34P"), mass=(20.0, 24.0))
+    tight = dataclasses.replace(tight, decays={"25": {"35 35": 1.0}, "35": {"5 -5": 1.0}})
+    assert all((np.abs(rows[8:, ID]) == 5).all() for rows in draw(tight, 20))
+
+
 def test_secondary_resonances_stay_below_threshold() -> None:
     for rows in draw(family("Res34P"), 1000):
         for k in (0, 1):
@@ -120,10 +134,26 @@ def test_a_larger_sample_begins_with_the_files_of_a_smaller_one() -> None:
         ("jets=1000", "makes 1 files, but there are 4 families; lower jets_per_shard"),
         ("seed=0", "seed 0: wanted 1 to 900000000"),
         ("seed=900000001", "seed 900000001: wanted 1 to 900000000"),
-        ("families.QCD.settings=['PartonLevel:mpi = off']", "belongs to mode fast; all families .* one mode"),
-        ("pythia=['Random:seed = 7']", "random numbers follow from the key `seed`"),
+        (
+            "families.QCD.settings=['PartonLevel:mpi = off']",
+            "families.QCD: 'PartonLevel:mpi = off' is decided by `mode`",
+        ),
+        ("families.QCD.settings=['PartonLevel:all = off']", "is decided by `mode`"),
+        ("families.QCD.settings=['Tune:pp = 5']", "'Tune:pp = 5' is no setting of the process; write it under"),
+        ("pythia=['PartonLevel:MPI = off']", "pythia: 'PartonLevel:MPI = off' is decided by `mode`"),
+        ("pythia=['Beams:eCM = 14000.']", "'Beams:eCM = 14000.' is decided by `beam_energy`"),
+        ("pythia=['Random:seed = 7']", "'Random:seed = 7' is decided by `seed`"),
         ("balance=even", "balance: wanted one of natural, classes, got 'even'"),
         ("mode=ful", "mode: wanted one of full, no_mpi, fast, got 'ful'"),
+        ("families.Res34P.resonance.secondary.floor=15", "secondary.floor 15.0: two of it exceed the smallest mass"),
+        ("families.Res34P.resonance.secondary.ratio=[]", "ratio: wanted two rising numbers from 0 on, got"),
+        ("families.Res34P.resonance.secondary.ratio=[0.8, 0.1]", "ratio: wanted two rising numbers"),
+        ("families.Res34P.resonance.ids=[23, 23]", "wanted a pair of one particle or its antiparticle, of"),
+        ("families.Res34P.resonance.min_boost=.nan", "min_boost: wanted float, got nan"),
+        ("jet.radius=-1", "wanted 0 < radius < pi"),
+        ("jet.softdrop_zcut=7", "softdrop_zcut <= 0.5"),
+        ("selection.pt=[2500, 200]", "pt: wanted two rising numbers from 0 on, got"),
+        ("selection.sdmass=[]", "sdmass: wanted two rising numbers"),
         ("families.QCD.wieght=1", r"families.QCD.wieght.*nearest: weight"),
         ("families.Res2P_neutral.resonance.pt=[200, 600]", "exceeds pt 600"),
     ],

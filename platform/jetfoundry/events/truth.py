@@ -14,7 +14,7 @@ Because class names contain whole sets of letters only, the remaining rules foll
 prongs of X -> 2 are needed, three or four of X -> YY, both taus of a Y -> tau tau, and one hadronic tau or Y.
 The first X in record order that gives a class wins. QCD jets count quarks as they enter hadronisation.
 
-C candidates (X), J jets. The rules reproduce the stored label of every example jet (tests/sim/test_truth.py).
+C candidates (X), J jets. The rules reproduce the stored label of every example jet (tests/events/test_truth.py).
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ RESONANCES = (25, 35, 37)
 """|PDG id| of X and Y in JetClass-II."""
 
 _NEUTRINOS = (12, 14, 16)
+_LONGEST = 1000  # copies of a particle, at most
 
 _LETTER_OF = {1: "q", 2: "q", 3: "s", 4: "c", 5: "b", 21: "g", 11: "e", 13: "m"}
 _CODE = {letter: code for code, letter in enumerate(LETTERS)}
@@ -214,12 +215,13 @@ def _daughters(events: Events, position: Array) -> Array:
 
 
 def _last_copy(events: Events, position: Array) -> Array:
-    """Follow the daughter with the same id to the end."""
-    while True:
+    """Follow the daughter with the same id to the end. A damaged record may go round in circles: that ends, too."""
+    for _ in range(_LONGEST):
         following = position
         for daughter in (events.daughter2[position], events.daughter1[position]):
             same = (position >= 0) & (daughter >= 0) & (events.pid[daughter] == events.pid[position])
             following = np.where(same, daughter, following)
         if np.array_equal(following, position):
-            return position
+            break
         position = following
+    return position

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from typing import Any
 
@@ -68,11 +69,12 @@ def conjugated(ids: Array) -> Array:
 def decay_chains(cfg: ResonanceConfig, name: str = "") -> Chains:
     """The decay chains of a family; ConfigError names the channel that cannot be (`name` is the family's)."""
     where = f"families.{name}.resonance.decays" if name else "decays"
+    for parent in cfg.decays:
+        if not parent.isdigit():
+            msg = f"{where}: wanted PDG ids of X and Y, got {parent!r}"
+            raise ConfigError(msg)
     tables = {parent: _channels(f"{where}.{parent}", parent, table, cfg) for parent, table in cfg.decays.items()}
     top = tables[str(abs(cfg.ids[0]))]
-    if str(abs(cfg.ids[1])) != str(abs(cfg.ids[0])):
-        msg = f"{where}: both X of a pair need the same |id|, got {cfg.ids}"
-        raise ConfigError(msg)
     cascade = {pair for pair in top if all(str(abs(i)) in tables for i in pair)}
     if cascade and len(cascade) < len(top):
         msg = f"{where}.{abs(cfg.ids[0])}: channels to two resonances and to two particles cannot be mixed"
@@ -125,13 +127,16 @@ def _channels(where: str, parent: str, table: dict[str, float], cfg: ResonanceCo
             if pid not in _THIRDS and str(pid) not in cfg.decays:
                 msg = f"{where}: unknown particle {pid} in channel {text!r}; {nearest(str(pid), map(str, _THIRDS))}"
                 raise ConfigError(msg)
-        if fraction < 0:
+        if not 0 <= fraction < math.inf:
             msg = f"{where}: the fraction of {text!r} must be >= 0, got {fraction}"
             raise ConfigError(msg)
         charge = _charge(first) + _charge(second)
         if charge != _charge(int(parent)):
             has, wanted = (f"{thirds:+d}/3" if thirds else "0" for thirds in (charge, _charge(int(parent))))
             msg = f"{where}: {text!r} has charge {has}, {parent} has {wanted}"
+            raise ConfigError(msg)
+        if not _keeps_flavour(first, second):
+            msg = f"{where}: {text!r} breaks lepton number; wanted a lepton and the antilepton or neutrino of its kind"
             raise ConfigError(msg)
         if not _is_singlet(first, second):
             msg = f"{where}: {text!r} is no colour singlet; wanted a quark and an antiquark, two gluons, or no colour"
@@ -147,6 +152,12 @@ def _channels(where: str, parent: str, table: dict[str, float], cfg: ResonanceCo
 def _charge(pid: int) -> int:
     """Electric charge in thirds; resonances that are not known count as neutral."""
     return _THIRDS.get(abs(pid), 0) * (1 if pid > 0 else -1)
+
+
+def _keeps_flavour(first: int, second: int) -> bool:
+    """No leptons, or a lepton and an antilepton of one generation (11 and 12, 13 and 14, 15 and 16)."""
+    generation = [(abs(pid) - 9) // 2 if 11 <= abs(pid) <= 16 else 0 for pid in (first, second)]
+    return generation == [0, 0] or (generation[0] == generation[1] and first * second < 0)
 
 
 def _is_singlet(first: int, second: int) -> bool:

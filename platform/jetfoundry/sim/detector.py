@@ -14,6 +14,7 @@ from jetfoundry.config import option
 from jetfoundry.errors import nearest
 
 __all__ = [
+    "MOST_BINS",
     "Calorimeter",
     "DetectorCard",
     "Efficiency",
@@ -24,6 +25,9 @@ __all__ = [
     "Towers",
     "Tracker",
 ]
+
+MOST_BINS = 8192
+"""Towers side by side in eta or in phi, at most: response.py numbers them."""
 
 _SPECIES = ("hadron", "electron", "muon")
 
@@ -37,7 +41,7 @@ def _check(wanted: dict[str, bool]) -> None:
 
 
 def _is_width(terms: tuple[float, ...]) -> bool:
-    return len(terms) == 3 and terms[0] > 0 and terms[1] >= 0
+    return len(terms) == 3 and terms[0] > 0 and min(terms) >= 0
 
 
 class _Row(Protocol):
@@ -95,7 +99,7 @@ class ImpactResolution:
 
     def __post_init__(self) -> None:
         for name, terms in (("d0", self.d0), ("dz", self.dz)):
-            _check({f"{name}: three terms a > 0, b >= 0, g, got {terms}": _is_width(terms)})
+            _check({f"{name}: three terms a > 0, b >= 0, g >= 0, got {terms}": _is_width(terms)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,9 +127,9 @@ class Tracker:
         _check_rows("impact", self.impact)
         _check(
             {
-                f"radius and half_length > 0, got {self.radius}, {self.half_length}": self.radius > 0
-                and self.half_length > 0,
-                f"field > 0, got {self.field}": self.field > 0,
+                f"0 < radius < 100 m, got {self.radius} mm": 0 < self.radius < 1e5,
+                f"0 < half_length < 100 m, got {self.half_length} mm": 0 < self.half_length < 1e5,
+                f"0 < field < 100 T, got {self.field}": 0 < self.field < 100,
                 f"pt_min >= 0, got {self.pt_min}": self.pt_min >= 0,
             }
         )
@@ -140,7 +144,8 @@ class Towers:
     dphi: float = option(dataclasses.MISSING, "size in phi [degrees]")
 
     def __post_init__(self) -> None:
-        _check({f"deta > 0 and 0 < dphi <= 360, got {self.deta}, {self.dphi}": self.deta > 0 and 0 < self.dphi <= 360})
+        fits = self.deta > self.eta_max / MOST_BINS * 2 and 360 / MOST_BINS < self.dphi <= 360
+        _check({f"0 < deta, 0 < dphi <= 360 and at most {MOST_BINS} bins, got {self.deta}, {self.dphi}": fits})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,7 +177,8 @@ class Calorimeter:
     def __post_init__(self) -> None:
         _check_rows("towers", self.towers)
         _check_rows("resolution", self.resolution)
-        _check({f"energy_min >= 0, got {self.energy_min}": self.energy_min >= 0})
+        thresholds = (self.energy_min, self.significance_min)
+        _check({f"energy_min and significance_min >= 0, got {thresholds}": min(thresholds) >= 0})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

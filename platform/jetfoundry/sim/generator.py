@@ -122,7 +122,12 @@ def _expected(settings: Any, key: str) -> tuple[str, str]:
     for wanted, (pattern, words) in _PARTICLE_DATA.items():
         if key.partition(":")[0].isdigit() and word in map(str.lower, words):
             return wanted, pattern
-    return "a value", r".+"  # words and lists
+    if key.lower() == "enhancedsplittings:list":
+        return (
+            "a list like {fsr:G2BB=10,fsr:G2CC=5}",
+            r"\{(fsr|isr):[A-Z]2[A-Z]{2}=[\d.]+(,(fsr|isr):[A-Z]2[A-Z]{2}=[\d.]+)*\}",
+        )
+    return "a value", r".+"  # other words and lists
 
 
 def _flatten(record: ak.Array) -> Events:

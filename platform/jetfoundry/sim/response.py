@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jetfoundry.events.flow import CHARGED_HADRON, ELECTRON, MUON, NEUTRAL_HADRON, PHOTON, Flow
-from jetfoundry.sim.detector import Calorimeter, DetectorCard, EnergyResolution, PileupCleaning, Tracker
+from jetfoundry.sim.detector import MOST_BINS, Calorimeter, DetectorCard, EnergyResolution, PileupCleaning, Tracker
 
 __all__ = ["charges", "propagate", "respond"]
 
@@ -185,7 +185,7 @@ def _towers(
     deta = np.array([r.deta for r in rows])[region]
     dphi = np.radians([r.dphi for r in rows])[region]
     ieta, iphi = np.floor(eta / deta).astype(np.int64), np.floor((phi + np.pi) / dphi).astype(np.int64)
-    key = ((event * len(rows) + region) * 8192 + ieta + 4096) * 8192 + iphi
+    key = ((event * len(rows) + region) * MOST_BINS + ieta + MOST_BINS // 2) * MOST_BINS + iphi
     _, first, tower = np.unique(key, return_index=True, return_inverse=True)
     deposited, tracked, variance = (np.bincount(tower, w) for w in (energy, track_energy, track_sigma**2))
     centre_eta, centre_phi = (ieta[first] + 0.5) * deta[first], (iphi[first] + 0.5) * dphi[first] - np.pi

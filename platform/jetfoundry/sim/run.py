@@ -73,15 +73,22 @@ def simulate(cfg: SimulateConfig) -> dict[str, Any]:
     check_extra()
     cfg = _resolved(cfg)
     weights = [f"families.{name}.weight" for name in cfg.families]
-    for name, family in cfg.families.items():
-        if family.resonance:
-            decay_chains(family.resonance, name)  # a channel that cannot be shows now, not in an actor
+    for name, family in cfg.families.items():  # a channel that cannot be shows now, not in an actor
+        if family.resonance and not class_probabilities(decay_chains(family.resonance, name)).any():
+            msg = f"families.{name}.resonance.decays: no channel gives a class of JetClass-II"
+            raise ConfigError(msg)
     folder = runs.open_run(cfg.output, cfg, may_change=(*_FREE, *weights))
     identity = config.fingerprint(cfg, ignore=(*_FREE, *weights))
     _remove_unfinished(folder)
     shards = plan(cfg)
     done = {shard: _checked(folder, shard, identity) for shard in shards if shard_path(folder, *shard).exists()}
     missing = [shard for shard in shards if shard not in done]
+    planned = {shard_path(folder, *shard).name for shard in shards}
+    surplus = sorted(path.name for path in folder.glob("*.root") if path.name not in planned)
+    if surplus:
+        msg = f"{folder}: holds {surplus[0]} and {len(surplus) - 1} more files that are not part of {cfg.jets} jets of "
+        msg += "these families, and an ingest would read them; choose another folder"
+        raise InputError(msg)
     deaths: collections.Counter[tuple[str, int]] = collections.Counter()
     started = time.perf_counter()
     with tqdm(total=cfg.jets, initial=len(done) * cfg.jets_per_shard, unit="jet", desc="simulate") as bar:
@@ -126,6 +133,11 @@ def _checked(folder: Path, shard: tuple[str, int], identity: str) -> dict[str, A
             f"choose another output folder or delete it"
         )
         raise InputError(msg)
+    for package in ("pythia8mc", "fastjet"):
+        made, now = metadata["versions"][package], importlib.metadata.version(package)
+        if made != now:
+            msg = f"{path}: made with {package} {made}, this is {now}; choose another output folder or delete it"
+            raise InputError(msg)
     return metadata
 
 

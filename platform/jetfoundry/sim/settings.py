@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +42,20 @@ Balance = Literal["natural", "classes"]
 
 _LARGEST_PYTHIA_SEED = 900_000_000  # a larger one is refused by Pythia, which then keeps its default
 
+# What a family may set by itself: its process. All the rest of an event is the same for all families.
+_OF_A_PROCESS = re.compile(
+    r"(hardqcd|softqcd|promptphoton|weak\w*|top|higgs\w*|charmonium|bottomonium|newgaugeboson|phasespace|enhancements"
+    r"|enhancedsplittings|\d+):"
+)
+_X_IDS = (25, 35, 37)  # resonances that the truth rules look for
+
+
+def _range(name: str, limits: tuple[float, ...], lowest: float = 0.0) -> None:
+    """Raise ValueError unless `limits` are two rising numbers from `lowest` on."""
+    if len(limits) != 2 or not (lowest <= limits[0] <= limits[1] < math.inf):
+        msg = f"{name}: wanted two rising numbers from {lowest:g} on, got {list(limits)}"
+        raise ValueError(msg)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SecondaryMassConfig:
@@ -54,6 +70,16 @@ class SecondaryMassConfig:
     off_shell_min: float = option(0.02, "lower end of the off-shell Y's mass ratio")
     off_shell_max: float = option(0.95, "upper end of the sum of both mass ratios")
     floor: float = option(2.0, "smallest mass of a Y [GeV]; a lighter colour singlet does not hadronise")
+
+    def __post_init__(self) -> None:
+        _range("ratio", self.ratio)
+        if not (0 <= self.smear < 1 and 0 < self.off_shell_min < self.off_shell_max < 1 and self.floor >= 0):
+            msg = "wanted 0 <= smear < 1, 0 < off_shell_min < off_shell_max < 1 and floor >= 0, got "
+            msg += f"{self.smear}, {self.off_shell_min}, {self.off_shell_max}, {self.floor}"
+            raise ValueError(msg)
+        if self.ratio[0] <= 0 or self.ratio[1] >= self.off_shell_max - self.off_shell_min:
+            msg = f"ratio {list(self.ratio)}: wanted more than 0 and less than off_shell_max - off_shell_min"
+            raise ValueError(msg)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,11 +96,16 @@ class ResonanceConfig:
     secondary: SecondaryMassConfig = option(SecondaryMassConfig(), "mass of Y where X decays to two resonances")
 
     def __post_init__(self) -> None:
-        if len(self.ids) != 2 or len(self.mass) != 2 or len(self.pt) != 2:
-            msg = f"ids, mass and pt are pairs, got {self.ids}, {self.mass}, {self.pt}"
+        if len(self.ids) != 2 or abs(self.ids[0]) != abs(self.ids[1]) or abs(self.ids[0]) not in _X_IDS:
+            msg = f"ids {list(self.ids)}: wanted a pair of one particle or its antiparticle, of {_X_IDS}"
             raise ValueError(msg)
-        if not (0 < self.mass[0] <= self.mass[1] and 0 < self.pt[0] <= self.pt[1]):
-            msg = f"mass {self.mass} and pt {self.pt} must be rising and positive"
+        _range("mass", self.mass)
+        _range("pt", self.pt)
+        if min(self.mass[0], self.pt[0], self.x_max) <= 0 or self.x_max > 1 or min(self.rapidity, self.min_boost) < 0:
+            msg = "wanted mass, pt and x_max above 0, x_max up to 1, rapidity and min_boost from 0 on"
+            raise ValueError(msg)
+        if 2 * self.secondary.floor >= 0.98 * self.mass[0]:
+            msg = f"secondary.floor {self.secondary.floor}: two of it exceed the smallest mass of X, {self.mass[0]}"
             raise ValueError(msg)
         if self.min_boost * self.mass[1] > self.pt[1]:
             msg = f"min_boost {self.min_boost} times the largest mass {self.mass[1]} exceeds pt {self.pt[1]}"
@@ -110,6 +141,15 @@ class JetConfig:
     softdrop_zcut: float = option(0.1, "soft-drop momentum fraction (beta = 0)")
     qcd_parton_pt_min: float = option(10.0, "smallest pt of a quark that counts for a QCD label [GeV]")
 
+    def __post_init__(self) -> None:
+        if not (0 < self.radius < math.pi and 0 <= self.softdrop_zcut <= 0.5 and self.eta_max > 0):
+            msg = f"wanted 0 < radius < pi, 0 <= softdrop_zcut <= 0.5, eta_max > 0, got {self.radius}, "
+            msg += f"{self.softdrop_zcut}, {self.eta_max}"
+            raise ValueError(msg)
+        if self.pt_min <= 0 or self.qcd_parton_pt_min < 0:
+            msg = f"wanted pt_min > 0 and qcd_parton_pt_min >= 0, got {self.pt_min}, {self.qcd_parton_pt_min}"
+            raise ValueError(msg)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
@@ -117,6 +157,10 @@ class SelectionConfig:
 
     pt: tuple[float, ...] = option((200.0, 2500.0), "jet_pt range [GeV]")
     sdmass: tuple[float, ...] = option((20.0, 500.0), "jet_sdmass range [GeV]")
+
+    def __post_init__(self) -> None:
+        _range("pt", self.pt)
+        _range("sdmass", self.sdmass)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,6 +194,9 @@ class SimulateConfig:
         if self.jets < 1 or self.jets % self.jets_per_shard:
             msg = f"jets {self.jets} is not a multiple of jets_per_shard {self.jets_per_shard}"
             raise ValueError(msg)
+        if self.beam_energy <= 0:
+            msg = f"beam_energy {self.beam_energy}: wanted more than 0"
+            raise ValueError(msg)
         if not 1 <= self.seed <= _LARGEST_PYTHIA_SEED:
             msg = f"seed {self.seed}: wanted 1 to {_LARGEST_PYTHIA_SEED}, as Pythia does"
             raise ValueError(msg)
@@ -159,26 +206,39 @@ class SimulateConfig:
         if sum(family.weight for family in self.families.values()) <= 0:
             msg = "at least one family needs a weight above 0"
             raise ValueError(msg)
-        reserved = {_key(line): f"mode {mode}" for mode, lines in self.modes.items() for line in lines}
-        lines = {f"families.{name}": (*f.settings, *f.balanced_settings) for name, f in self.families.items()}
-        for where, settings in lines.items():
-            for line in settings:
-                if _key(line) in reserved:
-                    msg = f"{where}: {line!r} belongs to {reserved[_key(line)]}; "
-                    msg += "all families of a sample are made in one mode"
-                    raise ValueError(msg)
-        for where, settings in {"pythia": self.pythia, **lines}.items():
-            for line in settings:
-                if _key(line).startswith("random:"):
-                    msg = f"{where}: {line!r}: random numbers follow from the key `seed`"
+        for line in self.pythia:
+            self._check_setting("pythia", line)
+        for name, family in self.families.items():
+            for line in (*family.settings, *family.balanced_settings):
+                self._check_setting(f"families.{name}", line)
+                if not _OF_A_PROCESS.match(_key(line)):
+                    msg = f"families.{name}: {line!r} is no setting of the process; write it under `pythia`, "
+                    msg += "all families of a sample are made in one way"
                     raise ValueError(msg)
         plan(self)
 
+    def _check_setting(self, where: str, line: str) -> None:
+        """Raise ValueError for a Pythia setting that another key of the configuration decides."""
+        key = _key(line)
+        decides = {"partonlevel:": "`mode`", "random:": "`seed`", "beams:": "`beam_energy` (two protons)"}
+        owner = next((name for prefix, name in decides.items() if key.startswith(prefix)), "")
+        if key in {_key(setting) for settings in self.modes.values() for setting in settings}:
+            owner = "`mode`"
+        if owner:
+            msg = f"{where}: {line!r} is decided by {owner}"
+            raise ValueError(msg)
+
+    @property
+    def common_settings(self) -> tuple[str, ...]:
+        """Pythia settings that all families share."""
+        beams = ("Beams:idA = 2212", "Beams:idB = 2212", f"Beams:eCM = {2 * self.beam_energy}")
+        return (*beams, *self.pythia, *self.modes[self.mode])
+
     def pythia_settings(self, family: str) -> tuple[str, ...]:
-        """All Pythia settings of a family in the order in which they are applied."""
+        """All Pythia settings of a family."""
         own = self.families[family]
         more = own.balanced_settings if self.balance == "classes" else ()
-        return (*self.pythia, *own.settings, *more, *self.modes[self.mode])
+        return (*self.common_settings, *own.settings, *more)
 
 
 def _key(setting: str) -> str:

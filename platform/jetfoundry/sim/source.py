@@ -79,6 +79,8 @@ class PairSource:
         """One block of n events. Per event: 2 gluons, 2 X, then per X two daughters (and per Y two more)."""
         incoming, x, scale = self._pairs()
         n = len(scale)
+        if not n:
+            return []
         ids = np.tile(np.asarray(self._cfg.ids, dtype=np.int64), n)  # (2n,): X1, X2 of event 0, of event 1, ...
         mass = invariant_mass(x)
         secondary = _secondary_masses(mass, self._cfg.secondary, self._rng) if self._chains.cascade else mass[:, None]
@@ -86,6 +88,8 @@ class PairSource:
         both = np.repeat(is_open.reshape(n, 2).all(axis=1), 2)  # an event needs an open chain for both of its X
         ids, x, incoming, secondary, chain = ids[both], x[both], incoming[both], secondary[both], chain[both]
         scale, n = scale[both[::2]], int(both.sum()) // 2
+        if not n:
+            return []
         generations = [_Generation(np.tile([21, 21], n), incoming, -1), _Generation(ids, x, 2)]
         parents, parent_ids = x, ids
         if self._chains.cascade:

@@ -158,7 +158,7 @@ def copies(
     pythia_seed, _, rng = seeds(cfg.seed, "copies", number)
     resonance = bool(jet.x)
     if resonance:
-        source, settings = ReplaySource(jet, cfg.beam_energy), (*cfg.pythia, *cfg.modes[cfg.mode])
+        source, settings = ReplaySource(jet, cfg.beam_energy), cfg.common_settings
     else:
         low, high = (jet.genjet_pt * factor for factor in _HARD)
         hard = f"PhaseSpace:pTHatMin = {low:.1f}", f"PhaseSpace:pTHatMax = {high:.1f}"

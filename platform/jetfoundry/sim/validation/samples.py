@@ -49,7 +49,7 @@ def events_of(cfg: SimulateConfig, family: FamilyConfig, name: str, number: int)
     assert family.resonance is not None
     pythia_seed, rng, _ = seeds(cfg.seed, f"check {name}", 0)
     source = PairSource(family.resonance, cfg.beam_energy, rng)
-    settings = (*cfg.pythia, *family.settings, *cfg.modes[cfg.mode])
+    settings = (*cfg.common_settings, *family.settings)
     return Generator(settings, pythia_seed, source).batch(number)
 
 
