@@ -19,8 +19,9 @@ from jetfoundry.data.ingest import IngestConfig, file_key, ingest
 from jetfoundry.data.inventory import take_inventory
 from jetfoundry.data.plan import Plan, ShardConfig, make_plan
 from jetfoundry.data.root import DamagedFile, jet_schema
-from jetfoundry.data.shards import open_shards, verify
+from jetfoundry.data.shards import open_shards
 from jetfoundry.data.unit import convert_unit
+from jetfoundry.data.verify import verify
 from jetfoundry.errors import ConfigError, InputError
 from jetfoundry.labels import CLASSES
 
@@ -155,7 +156,7 @@ def test_the_job_makes_shards_of_a_delphes_file_as_written_in_its_yaml(example, 
     stored = pa.concat_tables(pq.read_table(path) for path in sorted(out.rglob("*.parquet")))
     order = [("source_entry", "ascending"), ("jet_pt", "descending")]
     assert stored.sort_by(order).equals(convert(example)[0])
-    assert verify(out) == []
+    assert verify(out).faults == ()
     assert open_shards(out, "train").sample == "simulated (Delphes)"
     split_of = {}
     for path in out.rglob("*.parquet"):
@@ -295,9 +296,9 @@ def reason(path, **options):
 
 def test_a_missing_collection_is_named_with_the_nearest_ones(tmp_path, delphes_event, write_delphes):
     path = write_delphes(tmp_path / "events.root", [delphes_event()])
-    message = f"{path}: no collection 'JetPUPPIAK15' (delphes.jets); nearest: "
-    assert message in reason(path, jets="JetPUPPIAK15")
-    assert "JetPUPPIAK8" in reason(path, jets="JetPUPPIAK15")
+    message = f"{path}: no collection 'JetPUPPIAK9' (delphes.jets); nearest: "
+    assert message in reason(path, jets="JetPUPPIAK9", radius=0.9, genjets="")
+    assert "JetPUPPIAK8" in reason(path, jets="JetPUPPIAK9", radius=0.9, genjets="")
     assert "(delphes.particles)" in reason(path, particles="EFlowTrack")
 
 
@@ -323,7 +324,7 @@ def test_references_that_cannot_be_decoded_are_a_damaged_range(tmp_path, delphes
 
 
 def test_a_plan_keeps_the_options_of_delphes(tmp_path, delphes_event, write_delphes):
-    path, options = write_delphes(tmp_path / "events.root", [delphes_event()] * 3), DelphesConfig(radius=1.0)
+    path, options = write_delphes(tmp_path / "events.root", [delphes_event()] * 3), DelphesConfig(eta_max=2.0)
     plan = make_plan(take_inventory([path], delphes=options), ShardConfig(), options)
     assert Plan.from_dict(plan.to_dict()) == plan
     sidecar = convert_unit(plan, tmp_path / "out", 0)
@@ -362,7 +363,7 @@ def test_a_data_yaml_and_a_configuration_are_told_apart(tmp_path):
     assert file_key([str(tmp_path / "missing.yaml")]) == "features"
 
 
-@pytest.mark.parametrize("override", ["radius=0", "resonances=[]", "resonances=[-25]", "jets=", "labels=both"])
+@pytest.mark.parametrize("override", ["radius=0", "radius=1.5", "resonances=[]", "resonances=[-25]", "jets=", "labels=both"])
 def test_impossible_options_are_refused(override):
     with pytest.raises(ConfigError, match="delphes"):
         config.read(IngestConfig, None, [f"delphes.{override}"])

@@ -8,6 +8,8 @@ The rules are those of the public analysis macro (jet-universe/jetclass2_generat
 - soft-drop mass and N-subjettiness are those that Delphes stored.
 Labels come from the truth rules of events/, the same as for simulated jets.
 
+Charged particles without a measured impact parameter (ErrorD0 = 0) stay, unlike in the simulation.
+
 One thing is decided otherwise. The eta that Delphes stores for a particle-flow candidate is that of the calorimeter
 surface it hits, seen from the origin: with vertices spread along z, constituents miss the jet's eta by up to 0.09 and
 its energy by some per cent. JetClass-II has it that way (`direction: surface`); by default constituents have the
@@ -20,6 +22,8 @@ Not every event gives a jet. LEFT_OUT are the normal reasons; REASONS say that s
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from typing import Any, Literal
 
 import numpy as np
@@ -85,6 +89,11 @@ class DelphesConfig:
         if min(self.resonances, default=0) <= 0:
             msg = f"resonances {list(self.resonances)}: wanted one |PDG id| at least, positive"
             raise ValueError(msg)
+        for branch in (self.jets, self.genjets):
+            named = re.search(r"AK(\d+)$", branch)
+            if named and not math.isclose(int(named[1]) / 10, self.radius):
+                msg = f"radius {self.radius} does not fit {branch}, whose jets have {int(named[1]) / 10} by their name"
+                raise ValueError(msg)
         if not (self.jets and self.particles and self.genparticles):
             msg = "jets, particles and genparticles must name branches"
             raise ValueError(msg)
