@@ -87,7 +87,7 @@ def run(workplace, *command):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_pretrain_alone_simulates_and_ingests_and_the_other_jobs_go_on_from_its_run(workplace):
-    small = ["prepare.jets=2000", "train.epochs=1", "model.change={num_layers: 1}"]
+    small = ["prepare.jets=4000", "train.epochs=1", "model.change={num_layers: 1}"]
     shown = run(workplace, "jobs/pretrain.py", *small)
     assert "validation accuracy, all classes" in shown
     runs = workplace / "runs" / "demo"
@@ -109,4 +109,4 @@ def test_pretrain_alone_simulates_and_ingests_and_the_other_jobs_go_on_from_its_
     assert "http" not in report.split("</style>")[1].replace("http-equiv", "")  # nothing is loaded from outside
 
     run(workplace, "jobs/evaluate.py", "runs/demo/model.onnx", "input=data/sim/root/*.root", "output=scores.parquet")
-    assert pq.read_table(workplace / "scores.parquet").num_rows == 2000
+    assert pq.read_table(workplace / "scores.parquet").num_rows == 4000
