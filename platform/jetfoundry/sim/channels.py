@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,10 @@ import numpy.typing as npt
 from jetfoundry.errors import ConfigError, nearest
 from jetfoundry.sim.settings import ResonanceConfig
 
-__all__ = ["Chains", "conjugated", "decay_chains", "shell_mass"]
+__all__ = ["Chains", "conjugated", "decay_chains"]
 
 Array = npt.NDArray[Any]
 
-# Masses on the mass shell [GeV], PDG; light quarks, gluons and neutrinos massless.
-_MASS = {4: 1.5, 5: 4.8, 11: 0.000511, 13: 0.10566, 15: 1.77686}
 _THIRDS = {1: -1, 2: 2, 3: -1, 4: 2, 5: -1, 21: 0, 11: -3, 12: 0, 13: -3, 14: 0, 15: -3, 16: 0, 37: 3}
 _SELF_CONJUGATE = (21, 22, 25, 35)
 
@@ -53,11 +52,11 @@ class Chains:
         return np.asarray((needed[None, :, :] < mass[:, None, :]).all(axis=2))
 
 
-def shell_mass(ids: Array) -> Array:
-    """Mass [GeV] of partons and leptons by PDG id, of any shape."""
+def _shell_mass(ids: Array, masses: Mapping[str, float]) -> Array:
+    """Mass [GeV] of partons and leptons by |PDG id|, of any shape; 0 for those that `masses` does not name."""
     mass = np.zeros(np.shape(ids))
-    for pid, value in _MASS.items():
-        mass[np.abs(ids) == pid] = value
+    for pid, value in masses.items():
+        mass[np.abs(ids) == int(pid)] = value
     return mass
 
 
@@ -84,26 +83,34 @@ def decay_chains(cfg: ResonanceConfig, name: str = "") -> Chains:
         if cascade and parent == str(abs(cfg.ids[0])):
             continue
         for pair in table:
-            needed = float(shell_mass(np.array(pair)).sum())
+            needed = float(_shell_mass(np.array(pair), cfg.masses).sum())
             if needed >= highest:
                 msg = f"{where}.{parent}: the channel '{pair[0]} {pair[1]}' needs more than {needed:g} GeV, "
                 msg += f"the spectrum ends at {highest:g} GeV"
                 raise ConfigError(msg)
     if not cascade:
-        return _chains([], list(top), list(top.values()))
+        return _chains([], list(top), list(top.values()), cfg.masses)
     rows = []
     for pair, fraction in top.items():
         sides = [_side(tables, y) for y in pair]
         for (first, p1), (second, p2) in itertools.product(*sides):
             rows.append((pair, (*first, *second), fraction * p1 * p2))
-    return _chains([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
+    return _chains([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows], cfg.masses)
 
 
-def _chains(secondary: list[tuple[int, int]], products: list[tuple[int, ...]], fraction: list[float]) -> Chains:
+def _chains(
+    secondary: list[tuple[int, int]],
+    products: list[tuple[int, ...]],
+    fraction: list[float],
+    masses: Mapping[str, float],
+) -> Chains:
     ids = np.array(products, dtype=np.int64)
     natural = np.array(fraction, dtype=np.float64)
     return Chains(
-        np.array(secondary, dtype=np.int64).reshape(len(ids), -1), ids, shell_mass(ids), natural / natural.sum()
+        np.array(secondary, dtype=np.int64).reshape(len(ids), -1),
+        ids,
+        _shell_mass(ids, masses),
+        natural / natural.sum(),
     )
 
 

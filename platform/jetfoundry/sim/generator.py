@@ -50,7 +50,7 @@ class _LesHouches(pythia8mc.LHAup):
 
     def setEvent(self, idProcess: int = 0) -> bool:
         scale, rows = next(self._source)
-        self.setProcess(9999, 1.0, scale, 0.0078, 0.118)
+        self.setProcess(9999, 1.0, scale, 0.0078, 0.118)  # couplings are recorded only, showers have their own
         for row in rows:
             self.addParticle(*row, 0.0, 9.0)  # no lifetime, unknown spin
         return True

@@ -52,7 +52,7 @@ _X_IDS = (25, 35, 37)  # resonances that the truth rules look for
 
 def _range(name: str, limits: tuple[float, ...], lowest: float = 0.0) -> None:
     """Raise ValueError unless `limits` are two rising numbers from `lowest` on."""
-    if len(limits) != 2 or not (lowest <= limits[0] <= limits[1] < math.inf):
+    if len(limits) != 2 or not lowest <= limits[0] <= limits[1]:
         msg = f"{name}: wanted two rising numbers from {lowest:g} on, got {list(limits)}"
         raise ValueError(msg)
 
@@ -92,6 +92,7 @@ class ResonanceConfig:
     min_boost: float = option(dataclasses.MISSING, "pt is at least this times the mass; 0 = off")
     rapidity: float = option(dataclasses.MISSING, "rapidities of both X are uniform in +- this")
     x_max: float = option(dataclasses.MISSING, "largest momentum fraction of an incoming parton")
+    masses: dict[str, float] = option(dataclasses.MISSING, "|PDG id| -> mass of a decay product [GeV]; others have 0")
     decays: dict[str, dict[str, float]] = option(dataclasses.MISSING, "parent id -> {'id1 id2': branching fraction}")
     secondary: SecondaryMassConfig = option(SecondaryMassConfig(), "mass of Y where X decays to two resonances")
 
@@ -99,6 +100,10 @@ class ResonanceConfig:
         if len(self.ids) != 2 or abs(self.ids[0]) != abs(self.ids[1]) or abs(self.ids[0]) not in _X_IDS:
             msg = f"ids {list(self.ids)}: wanted a pair of one particle or its antiparticle, of {_X_IDS}"
             raise ValueError(msg)
+        for pid, mass in self.masses.items():
+            if not pid.isdigit() or not 0 <= mass < math.inf:
+                msg = f"masses.{pid}: wanted a |PDG id| with a mass >= 0, got {mass}"
+                raise ValueError(msg)
         _range("mass", self.mass)
         _range("pt", self.pt)
         if min(self.mass[0], self.pt[0], self.x_max) <= 0 or self.x_max > 1 or min(self.rapidity, self.min_boost) < 0:
@@ -160,7 +165,7 @@ class SelectionConfig:
 
     def __post_init__(self) -> None:
         _range("pt", self.pt)
-        _range("sdmass", self.sdmass)
+        _range("sdmass", self.sdmass, lowest=-1.0)  # -1 keeps jets of mass 0, too
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from jetfoundry.errors import ConfigError
 from jetfoundry.sim.balance import even_fractions
-from jetfoundry.sim.channels import conjugated, decay_chains, shell_mass
+from jetfoundry.sim.channels import conjugated, decay_chains
 from jetfoundry.sim.settings import ResonanceConfig, SecondaryMassConfig
 
 __all__ = ["PairSource", "invariant_mass", "two_body"]
@@ -99,7 +99,7 @@ class PairSource:
         products = self._of_antiparticles(self._chains.products[chain], ids).reshape(-1)
         masses = self._chains.masses[chain].reshape(-1, 2)
         final = _interleaved(two_body(parents, masses[:, 0], masses[:, 1], self._rng))
-        generations.append(_Generation(products, final, 1))
+        generations.append(_Generation(products, final, 1, masses.reshape(-1)))
         return _rows(generations, scale)
 
     def _chain(self, mass: Array) -> tuple[Array, Array]:
@@ -146,11 +146,14 @@ def invariant_mass(p4: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Generation:
-    """Particles of n events that stand at the same place of the decay: ids (n * size,), p4 (n * size, 4), status."""
+    """Particles of n events that stand at the same place of the decay: ids (n * size,), p4 (n * size, 4), status, and
+    masses (n * size,) where they are given.
+    """
 
     ids: Array
     p4: Array
     status: int
+    shell: Array | None = None
 
 
 def _interleaved(pair: tuple[Array, Array]) -> Array:
@@ -188,7 +191,7 @@ def _rows(generations: list[_Generation], scale: Array) -> list[tuple[float, lis
         else:
             mothers = np.stack([previous + local // 2] * 2, axis=1)
         # decay products on shell: no rounding error of boosted momenta
-        mass = shell_mass(ids) if generation.status == 1 else invariant_mass(p)
+        mass = invariant_mass(p) if generation.shell is None else generation.shell
         status = np.full(len(ids), generation.status)
         integers = np.column_stack([ids, status, mothers, _colours(generation, n)]).reshape(n, size, 6)
         floats = np.column_stack([p, mass]).reshape(n, size, 5)
