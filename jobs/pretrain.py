@@ -90,4 +90,4 @@ def main(recipe: Recipe) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, Recipe, usage=__doc__, default=DEMO))
+    sys.exit(cli.run(main, Recipe, usage=__doc__, default=DEMO, folder=lambda c: c.run))

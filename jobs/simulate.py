@@ -39,4 +39,5 @@ def main(cfg: SimulateConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, SimulateConfig, usage=__doc__, default="datasets/jetclass2_sim.yaml"))
+    yaml = "datasets/jetclass2_sim.yaml"
+    sys.exit(cli.run(main, SimulateConfig, usage=__doc__, default=yaml, folder=lambda c: c.output))

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Flags only ever grow; this list makes each one a decision.
 FLAGS = {
-    IngestConfig: 17,
-    Recipe: 37,
+    IngestConfig: 22,
+    Recipe: 43,
     TransferConfig: 11,
     ScoreConfig: 9,
     ExportConfig: 5,

@@ -62,6 +62,7 @@ BELOW = {
     "events": (),
     "data": ("events",),
     "sim": ("data", "events"),
+    "benchmark": ("data", "events", "sim"),
     "models": ("data",),
     "train": ("data", "models"),
     "evaluate": ("data", "events", "sim", "train"),

@@ -7,6 +7,7 @@ error is a bug, with its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 from jetfoundry import config
 from jetfoundry.errors import ConfigError, JetFoundryError
+from jetfoundry.transcript import Transcript
 
 __all__ = ["EXIT_BAD_INPUT", "EXIT_FAILED", "EXIT_OK", "EXIT_SET_ASIDE", "run"]
 
@@ -33,12 +35,14 @@ def run(
     usage: str = "",
     file_key: str | None = None,
     default: str | Path | None = None,
+    folder: Callable[[C], str | Path] | None = None,
 ) -> int:
     """Parse the command line into `config_class`, call `main(config)`, return the process's exit code.
 
     The first argument without `=` is the configuration file (`default` if there is none). With `file_key`
     that path is stored under the key of that name instead of being read as a configuration of this job (a
-    data YAML or a run folder, say). `usage` is the text that `--help` prints above the table of options.
+    data YAML or a run folder, say). `usage` is the text that `--help` prints above the table of options. `folder` gives
+    the run folder, whose log.txt then keeps what the person saw (transcript.py); '' for none.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     log.setLevel(logging.INFO)
@@ -47,13 +51,23 @@ def run(
         sys.stdout.write(help_text(config_class, usage))
         return EXIT_OK
     try:
-        return main(_parse(config_class, arguments, file_key, default))
+        parsed = _parse(config_class, arguments, file_key, default)
     except JetFoundryError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what is committed is kept, the same command continues\n")
-        return EXIT_INTERRUPTED
+        return _complain(error)
+    place = folder(parsed) if folder else ""
+    with Transcript(place, [Path(sys.argv[0]).name, *arguments]) if place else contextlib.nullcontext():
+        try:
+            return main(parsed)
+        except JetFoundryError as error:
+            return _complain(error)
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted; what is committed is kept, the same command continues\n")
+            return EXIT_INTERRUPTED
+
+
+def _complain(error: JetFoundryError) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return EXIT_BAD_INPUT
 
 
 def _parse(cls: type[C], arguments: Sequence[str], file_key: str | None, default: str | Path | None) -> C:

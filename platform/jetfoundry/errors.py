@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "ConfigError", "FormulaError", "InputError", "JetFoundryError", "nearest"]
+__all__ = ["CheckpointError", "ClusterError", "ConfigError", "FormulaError", "InputError", "JetFoundryError", "nearest"]
 
 
 class JetFoundryError(Exception):
@@ -30,6 +30,10 @@ class InputError(JetFoundryError):
 
 class CheckpointError(JetFoundryError):
     """A checkpoint or run folder that does not belong to this configuration."""
+
+
+class ClusterError(JetFoundryError):
+    """Ray, or a machine that it ran on, went away; the same command continues."""
 
 
 def nearest(name: str, options: Iterable[str], n: int = 3) -> str:

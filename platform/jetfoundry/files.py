@@ -7,16 +7,19 @@ at most a `*.tmp.<pid>` file, which no reader looks at.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jetfoundry.errors import InputError
 
-__all__ = ["committed", "read_json", "sha256_bytes", "sha256_file", "write_json", "write_text"]
+__all__ = ["committed", "locked", "read_json", "sha256_bytes", "sha256_file", "write_json", "write_text"]
 
 
 @contextlib.contextmanager
@@ -32,6 +35,32 @@ def committed(path: str | Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, *, shared: bool = False, wait: float = 0.0) -> Iterator[bool]:
+    """Hold a lock on the file `path` (made if need be); yields False if it is not free within `wait` seconds.
+
+    Several processes may hold a shared lock at once, an exclusive one excludes all others. The kernel frees it when the
+    process ends, in whatever way. On a file system without locks everybody gets it.
+    """
+    operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+    deadline = time.monotonic() + wait
+    with Path(path).open("ab") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, operation)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    yield False
+                    return
+                time.sleep(0.05)
+                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+            yield True
+            return
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jetfoundry import config
-from jetfoundry.errors import JetFoundryError
+from jetfoundry.errors import ClusterError, JetFoundryError
 
 __all__ = ["RayConfig", "available_cpus", "raise_own", "session", "usable_cores"]
 
@@ -65,7 +65,11 @@ def session(address: str = "", num_cpus: int = 0, object_store_gb: float = 0.5) 
     if ray.is_initialized():
         yield
         return
-    ray.init(**_arguments(address, num_cpus, object_store_gb), logging_level="ERROR")
+    try:
+        ray.init(**_arguments(address, num_cpus, object_store_gb), logging_level="ERROR")
+    except (RuntimeError, ConnectionError) as error:
+        msg = f"cannot {'join' if address not in ('', 'local') else 'start'} Ray: {' '.join(str(error).split())[:200]}"
+        raise ClusterError(msg) from error
     _quiet_data()
     try:
         yield

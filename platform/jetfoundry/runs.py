@@ -22,6 +22,7 @@ import yaml
 
 from jetfoundry import config, files
 from jetfoundry.errors import CheckpointError
+from jetfoundry.transcript import LOG
 
 __all__ = ["git_commit", "open_run", "provenance", "read_metrics", "write_summary"]
 
@@ -29,6 +30,8 @@ _PACKAGES = (
     "jetfoundry", "torch", "ray", "pyarrow", "awkward", "uproot", "numpy", "scikit-learn",
     "onnx", "onnxruntime", "pythia8mc", "fastjet",
 )  # fmt: skip
+
+_NO_RESULTS = ("config.yaml", LOG, ".lock", ".tasks.lock")  # with nothing else there, nothing was made of it yet
 
 
 def open_run(folder: str | Path, configuration: Any, may_change: Sequence[str] = ()) -> Path:
@@ -41,7 +44,7 @@ def open_run(folder: str | Path, configuration: Any, may_change: Sequence[str] =
     path.mkdir(parents=True, exist_ok=True)
     now = config.to_dict(configuration)
     stored = path / "config.yaml"
-    if stored.exists() and any(item != stored for item in path.iterdir()):  # else nothing was made with it yet
+    if stored.exists() and any(item.name not in _NO_RESULTS for item in path.iterdir()):
         before = config.load_yaml(stored)
         differing = [row for row in _differences(before, now) if row[0] not in may_change]
         if differing:

@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from jetfoundry import cli
+from jetfoundry.data import shards
 from jetfoundry.data.check import check_jets
 from jetfoundry.data.ingest import IngestConfig, ingest
 from jetfoundry.data.inventory import expand, take_inventory
 from jetfoundry.data.plan import ShardConfig, make_plan
-from jetfoundry.data.root import open_jets
+from jetfoundry.data.root import JetReader, open_jets
 from jetfoundry.data.unit import convert_unit
 from jetfoundry.errors import InputError
 from jetfoundry.sim.store import write_shard
@@ -78,6 +79,35 @@ def test_a_missing_branch_is_named_with_the_nearest_ones(kind, tmp_path, make_je
 def test_a_wrong_type_is_found_before_anything_is_planned(tmp_path, make_jets, write_root):
     path = write_root(tmp_path / "jets.root", make_jets(2), part_px=np.zeros(2, np.float32))
     assert _reason(path) == f"{path}, part_px: wanted a list of float32 per jet, the file has float32"
+
+
+def test_of_two_inputs_with_different_schemas_the_lacking_one_is_set_aside_by_name(tmp_path, make_jets, write_root):
+    good = write_root(tmp_path / "in" / "a.root", make_jets(5))
+    lacking = write_root(tmp_path / "in" / "b.root", make_jets(5), part_d0val=None, jet_tau4=None)
+    other = write_root(tmp_path / "in" / "c.root", make_jets(5), jet_pt=np.full(5, 0.1))
+    inventory = take_inventory(expand([str(tmp_path / "in")]))
+    assert [source.path for source in inventory.sources] == [str(good)]
+    first, second = (file.reason for file in inventory.set_aside)
+    assert first.startswith(f"{lacking}: missing branch part_d0val (nearest: part_d")
+    assert "; jet_tau4 (nearest: jet_tau" in first
+    assert second.startswith(f"{other}, entries 0-5, jet_pt: cannot store float64 as float32 without loss, e.g. 0.1")
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_committed(tmp_path, make_jets, write_root, monkeypatch):
+    path = write_root(tmp_path / "jets.root", make_jets(100), cluster=25)
+    plan = make_plan(take_inventory([path]), ShardConfig())
+    read = JetReader.read
+
+    def read_while_somebody_writes(self, *arguments, **options):
+        table = read(self, *arguments, **options)
+        os.utime(path, ns=(1, 1))
+        return table
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JetReader, "read", read_while_somebody_writes)
+        with pytest.raises(InputError, match=rf"{path}: changed while it was read, or since the plan was made"):
+            convert_unit(plan, tmp_path / "out", 0)
+    assert not (tmp_path / "out").exists()
 
 
 # --- ranges -----------------------------------------------------------------------------------------------------
@@ -249,12 +279,12 @@ def test_the_job_ends_with_one_line_if_nothing_can_be_used(tmp_path, make_jets, 
 def test_a_full_disk_leaves_nothing_half_written_and_says_which_shard(tmp_path, make_jets, write_root, monkeypatch):
     plan = make_plan(take_inventory([write_root(tmp_path / "jets.root", make_jets(200))]), ShardConfig())
 
-    def full(table, path, **options):
-        Path(path).write_bytes(b"PAR1 half a shard")
+    def full(path, *arguments, **options):
+        path.write_bytes(b"PAR1 half a shard")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(pq, "write_table", full)
+        patch.setattr(shards, "write_parquet", full)
         message = r"shard train/shard-00000-00\.parquet: cannot write .*: No space left on device \(ENOSPC\)"
         with pytest.raises(InputError, match=message):
             convert_unit(plan, tmp_path / "out", 0)
@@ -266,8 +296,8 @@ def test_a_full_disk_leaves_nothing_half_written_and_says_which_shard(tmp_path, 
 @pytest.mark.ray
 def test_a_shard_that_cannot_be_written_ends_the_job_and_a_rerun_continues(tmp_path, make_jets, write_root, ray_local):
     write_root(tmp_path / "in" / "jets.root", make_jets(300), cluster=50)
-    shards = ShardConfig(jets_per_task=50)
-    settings = IngestConfig(input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), shards=shards)
+    layout = ShardConfig(jets_per_task=50)
+    settings = IngestConfig(input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), shards=layout)
     (tmp_path / "out").mkdir()
     obstacle = tmp_path / "out" / "val"
     obstacle.write_text("a file where a folder is wanted")

@@ -363,7 +363,9 @@ def test_a_data_yaml_and_a_configuration_are_told_apart(tmp_path):
     assert file_key([str(tmp_path / "missing.yaml")]) == "features"
 
 
-@pytest.mark.parametrize("override", ["radius=0", "radius=1.5", "resonances=[]", "resonances=[-25]", "jets=", "labels=both"])
+@pytest.mark.parametrize(
+    "override", ["radius=0", "radius=1.5", "resonances=[]", "resonances=[-25]", "jets=", "labels=both"]
+)
 def test_impossible_options_are_refused(override):
     with pytest.raises(ConfigError, match="delphes"):
         config.read(IngestConfig, None, [f"delphes.{override}"])

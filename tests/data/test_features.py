@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import yaml
 
 from jetfoundry.data import functions
 from jetfoundry.data.features import load_data_config
 from jetfoundry.errors import ConfigError, FormulaError, InputError
-from jetfoundry.labels import CLASSES, GROUP_WEIGHTS, GROUPS
+from jetfoundry.labels import CLASSES
 from jetfoundry.schema import arrow_schema
 
 OURS = Path(__file__).resolve().parents[2] / "datasets" / "jetclass2.yaml"
@@ -110,19 +109,21 @@ def test_jet_quantities_without_length_have_no_particle_axis() -> None:
     assert features.pad("jet", [3, 0]).tolist() == [[40, 5], [10, 0]]
 
 
-def test_keyed_variables_mean_the_same_as_weavers_lists() -> None:
-    keyed = {"name": "part_px", "center": 2, "scale": "5e-1", "clip": [-1, 1.5], "pad": -9}
-    listed = ["part_px", 2, 0.5, -1, 1.5, -9]
-    read = [load_data_config(with_input(vars=[entry])).inputs["pf_features"].variables for entry in (keyed, listed)]
-    assert read[0] == read[1]
+def test_an_unmeasured_center_stops_with_its_name() -> None:
+    data = load_data_config(with_input(vars=["part_px"]) | {"preprocess": {"method": "auto"}})
+    with pytest.raises(ConfigError, match="center: auto of part_px is not measured yet"):
+        data.apply(TABLE, training=True)
 
 
-def test_defaults_are_weavers() -> None:
-    (variable,) = load_data_config(with_input(vars=[["part_px", 1.5]])).inputs["pf_features"].variables
-    assert (variable.center, variable.scale, variable.low, variable.high, variable.pad) == (1.5, 1, -5, 5, 0)
+def test_not_finite_values_of_jets_that_are_not_used_are_not_counted() -> None:
+    ratio = {"part_ratio": "part_px / (part_px - 3)"}  # infinite in rows 0 and 2
+    data = load_data_config(with_input(vars=["part_ratio"]) | {"new_variables": ratio, "selection": "jet_pt > 15"})
+    assert data.apply(TABLE, training=True).nonfinite == {"part_ratio": 1}
+    cut = load_data_config(with_input(vars=["part_ratio"], length=2) | {"new_variables": ratio, "selection": None})
+    assert cut.apply(TABLE, training=True).nonfinite == {"part_ratio": 1}
 
 
-def test_not_finite_values_are_counted_and_replaced() -> None:
+def test_not_finite_values_are_counted_are_counted_and_replaced() -> None:
     data = load_data_config(
         with_input(vars=["part_ratio", ["part_log", 0, 1]])
         | {"new_variables": {"part_ratio": "part_px / (part_px - 3)", "part_log": "np.log(part_px - 3)"}}
@@ -239,13 +240,6 @@ def test_custom_labels_are_targets_of_a_regression() -> None:
     assert data.num_classes == 0
 
 
-def test_columns_are_exactly_what_is_needed() -> None:
-    data = load_data_config(config(weights=WEIGHTS | {"reweight_vars": {"genjet_pt": [0, 1], "jet_pt": [0, 1]}}))
-    assert data.columns == ("genjet_pt", "jet_label", "jet_pt", "part_energy", "part_px")
-    unused = load_data_config(config(new_variables=MINIMAL["new_variables"] | {"unused": "genpart_pid * 2"}))
-    assert "genpart_pid" not in unused.columns
-
-
 def test_new_variables_may_build_on_each_other_in_any_order() -> None:
     new = {"b": "a + 1", "c": "b * a", "a": "jet_pt / 10", "jet_pt": "jet_pt"}
     features = load_data_config(config(new_variables=new, observers=["c"], inputs=PLAIN)).apply(TABLE, training=False)
@@ -258,74 +252,6 @@ def test_a_constant_new_variable_has_one_value_per_jet() -> None:
 
 
 PLAIN: dict[str, Any] = {"pf_features": {"length": 4, "vars": ["part_px"]}}
-WEIGHTS: dict[str, Any] = {
-    "reweight_method": "flat",
-    "reweight_vars": {"jet_pt": [200, 300], "jet_sdmass": [20, 30, 40]},
-    "reweight_classes": ["jet_label"],
-}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"selections": "jet_pt > 1"}, "data config: unknown section 'selections'; nearest: selection"),
-        ({"new_variables": {"part_pt": "np.hypott(part_px, part_py)"}},
-         r"new_variables.part_pt: formula 'np.hypott\(.*\)': unknown function 'np.hypott'; nearest: hypot"),
-        ({"new_variables": {"part_pt": "np.hypot(part_px, part_pyy)"}},
-         "formula .*: unknown name 'part_pyy'; nearest: part_py"),
-        ({"new_variables": {"own": "np.hypot(part_px, part_py)"}, "selection": "owm > 1"}, "nearest: own"),
-        ({"new_variables": {"x": '__import__("os")'}}, "new_variables.x: .*unknown function '__import__'"),
-        ({"new_variables": {"x": "part_px.__class__"}}, "not part of the formula language"),
-        ({"new_variables": {"x": "y + 1", "y": "z", "z": "x"}}, "needs itself: x -> y -> z -> x"),
-        ({"new_variables": {"x": None}}, "new_variables.x: wanted a formula, got nothing"),
-        ({"new_variables": ["x"]}, "new_variables: wanted a mapping"),
-        ({"selection": "jet_ptt > 1"}, "selection: formula 'jet_ptt > 1': unknown name 'jet_ptt'; nearest: jet_pt"),
-        ({"selection": ["jet_pt > 1"]}, "selection: wanted a formula"),
-        ({"observers": ["jet_ptt"]}, "observers: unknown variable 'jet_ptt'; nearest: jet_pt"),
-        ({"observers": "jet_pt"}, "observers: wanted a list of names"),
-        ({"monitor_variables": ["jet_pt"]}, "monitor_variables: weaver takes either"),
-        ({"bucketing": {"var": "jet_pt"}}, "bucketing: this section of weaver is not supported"),
-        ({"preprocess": {"method": "auto"}}, "method 'auto' is not supported"),
-        ({"preprocess": {"metod": "manual"}}, "preprocess: unknown key 'metod'; nearest: method"),
-        ({"inputs": None}, "inputs: wanted a mapping"),
-        ({"inputs": {"pf": {"lenght": 4, "vars": ["part_px"]}}}, "inputs.pf: unknown key 'lenght'; nearest: length"),
-        ({"inputs": {"pf": {"length": 0, "vars": ["part_px"]}}}, "inputs.pf.length: wanted a whole number above 0"),
-        ({"inputs": {"pf": {"length": 4, "pad_mode": "zero", "vars": ["part_px"]}}}, "wanted constant or wrap"),
-        ({"inputs": {"pf_mask": {"length": 4, "pad_mode": "wrap", "vars": ["part_px"]}}}, "wanted constant"),
-        ({"inputs": {"pf": {"length": 4, "vars": []}}}, "inputs.pf.vars: wanted a list of variables"),
-        ({"inputs": {"pf": {"length": 4, "vars": ["part_ptx"]}}}, "inputs.pf.vars: unknown variable 'part_ptx'"),
-        ({"inputs": {"pf": {"length": 4, "vars": [["part_px", "a"]]}}}, "part_px: wanted a number, got 'a'"),
-        ({"inputs": {"pf": {"length": 4, "vars": [["part_px", 0, 1, 5, -5]]}}}, "nothing is in between"),
-        ({"inputs": {"pf": {"length": 4, "vars": [["part_px", 0, 1, 2, 3, 4, 5]]}}}, "at most 6 entries"),
-        ({"inputs": {"pf": {"length": 4, "vars": [{"name": "part_px", "shift": 1}]}}}, "unknown key 'shift'"),
-        ({"inputs": {"pf": {"length": 4, "vars": [{"name": "part_px", "clip": 1}]}}}, r"wanted \[low, high\]"),
-        ({"inputs": {"pf": {"length": 4, "vars": [[1]]}}}, "wanted a name"),
-        ({"labels": None}, "labels.type: wanted simple or custom"),
-        ({"labels": {"type": "simpel", "value": ["jet_label"]}}, "wanted simple or custom"),
-        ({"labels": {"type": "simple", "value": {"a": "jet_label"}}}, "wants a list of 0-1 columns"),
-        ({"labels": {"type": "custom", "value": ["jet_label"]}}, "wants a mapping"),
-        ({"labels": {"scheme": "sophon88"}}, "labels.scheme: unknown label scheme 'sophon88'; nearest: sophon188"),
-        ({"labels": {"type": "simple", "value": ["jet_label"], "scheme": "sophon188"}}, "type simple has 0-1 columns"),
-        ({"weights": {"reweight": "flat"}}, "weights: unknown key 'reweight'; nearest: reweight"),
-        ({"weights": WEIGHTS | {"reweight_method": "falt"}}, "reweight_method: wanted flat or ref"),
-        ({"weights": WEIGHTS | {"reweight_classes": ["X_QQQ"]}}, "weights: unknown variable 'X_QQQ'"),
-        ({"weights": WEIGHTS | {"class_weights": [1, 2]}}, "one number above 0 for each of the 1"),
-        ({"weights": WEIGHTS | {"reweight_vars": {"jet_pt": [1, 2]}}}, "wanted two variables"),
-        ({"weights": WEIGHTS | {"reweight_vars": {"jet_pt": [2, 1], "jet_eta": [0, 1]}}}, "in rising order"),
-        ({"weights": WEIGHTS | {"reweight_threshold": 101}}, "wanted a percentile"),
-        ({"weights": WEIGHTS | {"reweight_hists": {"jet_label": [[1, 2, 3]]}}}, "wanted 1 rows of 2 numbers"),
-    ],
-)  # fmt: skip
-def test_a_wrong_entry_is_named_when_the_yaml_is_loaded(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_data_config(MINIMAL | changes)
-
-
-def test_errors_name_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(config(selection="jet_ptt > 1")), encoding="utf-8")
-    with pytest.raises(FormulaError, match=r"mine\.yaml: selection: formula 'jet_ptt > 1': unknown name 'jet_ptt'"):
-        load_data_config(path)
 
 
 def test_without_known_columns_the_data_decide_what_exists() -> None:
@@ -376,76 +302,4 @@ def real_like() -> pa.Table:
     return pa.table({f.name: a.cast(f.type) for f, a in zip(fields, arrays, strict=True)})
 
 
-def test_our_yaml_has_sophons_inputs_classes_and_sampling_groups() -> None:
-    data = load_data_config(OURS)
-    assert {name: len(group.vars) for name, group in data.inputs.items()} == {
-        "pf_points": 2, "pf_features": 17, "pf_vectors": 4, "pf_mask": 1,
-    }  # fmt: skip
-    assert {group.length for group in data.inputs.values()} == {128}
-    assert data.classes == CLASSES
-    assert len(data.observers) == 10
-    weights = data.weights
-    assert weights is not None
-    assert dict(zip(weights.classes, weights.class_weights, strict=True)) == GROUP_WEIGHTS
-    assert [len(edges) for edges in weights.vars.values()] == [15, 49]
-
-
-def test_the_groups_of_our_yaml_hold_the_classes_of_the_label_table() -> None:
-    inputs = {"jet": {"length": None, "vars": ["jet_label"]}}
-    tree = yaml.safe_load(OURS.read_text(encoding="utf-8"))
-    tree |= {"inputs": inputs, "selection": None, "observers": list(GROUPS)}
-    every_class = pa.table({"jet_label": pa.array(range(188), pa.int32())})
-    observers = load_data_config(tree).apply(every_class, training=False).observers
-    assert {name: tuple(np.flatnonzero(observers[name])) for name in GROUPS} == GROUPS
-
-
-def test_a_public_yaml_of_weavers_shape_is_read_unchanged(tmp_path: Path) -> None:
-    path = tmp_path / "jetclass.yaml"
-    path.write_text(PUBLIC, encoding="utf-8")
-    columns = {"part_px", "part_py", "part_energy", "part_deta", "part_d0err", "jet_pt", "label_QCD", "label_Hbb"}
-    data = load_data_config(path, known=columns)
-    assert data.columns == tuple(sorted(columns))
-    assert data.classes == ("label_QCD", "label_Hbb")
-    assert data.inputs["pf_features"].variables[2].high == 1
-    assert data.weights is None
-
-
 # The layout of published files: three-space indentation, comments, empty sections.
-PUBLIC = """
-selection:
-   ### use `&`, `|`, `~` for logical operations on numpy arrays
-new_variables:
-   ### [format] name: formula
-   part_mask: ak.ones_like(part_energy)
-   part_pt: np.hypot(part_px, part_py)
-   part_logptrel: np.log(part_pt/jet_pt)
-   part_isCHad: (np.abs(part_deta)==211) + (np.abs(part_deta)==321)*0.5
-preprocess:
-  method: manual
-  data_fraction:
-inputs:
-   pf_points:
-      length: 128
-      pad_mode: wrap
-      vars:
-         - [part_deta, null]
-   pf_features:
-      length: 128
-      pad_mode: wrap
-      vars:
-         - [part_logptrel, -4.7, 0.7]
-         - part_isCHad
-         - [part_d0err, 0, 1, 0, 1]
-   pf_mask:
-      length: 128
-      vars:
-         - part_mask
-labels:
-   type: simple
-   value: [
-      label_QCD, label_Hbb,
-      ]
-observers:
-   - jet_pt
-weights:
-"""

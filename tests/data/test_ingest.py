@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import math
 import os
 import signal
@@ -16,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jetfoundry.data.datasource import cut
 from jetfoundry.data.ingest import IngestConfig, ingest
 from jetfoundry.data.inventory import Inventory, Source, expand, take_inventory
-from jetfoundry.data.plan import Plan, ShardConfig, cut, make_plan, split_of
+from jetfoundry.data.plan import Plan, ShardConfig, make_plan, split_of
 from jetfoundry.data.shards import open_shards
 from jetfoundry.data.unit import convert_unit
 from jetfoundry.errors import InputError
@@ -50,43 +50,6 @@ def test_cuts_fall_on_cluster_boundaries_and_cover_the_file():
     assert cut([0, 10, 20, 30, 40, 45], 20) == [(0, 20), (20, 40), (40, 45)]
     assert cut([0, 100], 30) == [(0, 33), (33, 66), (66, 100)]
     assert cut([0, 3], 100) == [(0, 3)]
-
-
-def test_every_unit_holds_its_share_of_every_file_to_less_than_one_range():
-    sources = [_source(f"{i}.root", n, 500) for i, n in enumerate([40_000, 20_000, 20_000, 9_000, 11_000])]
-    plan = make_plan(Inventory(tuple(sources), ()), ShardConfig(jets_per_task=10_000, chunk=500))
-    assert len(plan.units) == 10
-    ranges = sorted((r.file, r.start, r.stop) for unit in plan.units for r in unit)
-    for file, source in enumerate(sources):  # each entry in exactly one range
-        own = [(start, stop) for f, start, stop in ranges if f == file]
-        assert own[0][0] == 0
-        assert own[-1][1] == source.entries
-        assert all(a[1] == b[0] for a, b in itertools.pairwise(own))
-    for unit in plan.units:
-        assert abs(sum(r.stop - r.start for r in unit) - 10_000) <= 1000
-        for file in range(len(sources)):
-            whole = sum(own == file for own, _, _ in ranges)
-            assert abs(sum(r.file == file for r in unit) - whole / 10) < 1
-
-
-def test_a_file_sorted_by_class_is_spread_over_all_units():
-    plan = make_plan(Inventory((_source("sorted.root", 200_000, 1000),), ()), ShardConfig(jets_per_task=20_000))
-    for unit in plan.units:
-        middles = np.array([(r.start + r.stop) / 2 for r in unit])
-        assert len(unit) == 20
-        assert np.histogram(middles, bins=4, range=(0, 200_000))[0].min() >= 4
-
-
-def test_ranges_are_whole_clusters_unless_files_are_too_small_to_reach_every_unit():
-    def lengths(files: int, entries: int, cluster: int) -> np.ndarray:
-        sources = tuple(_source(f"{i}.root", entries, cluster) for i in range(files))
-        plan = make_plan(Inventory(sources, ()), ShardConfig())
-        return np.array([r.stop - r.start for unit in plan.units for r in unit])
-
-    assert set(lengths(4, 100_000, 5000)) == {5000}  # 7 units, 20 clusters a file
-    assert set(lengths(4, 100_000, 100)) == {1000}  # small clusters are joined
-    assert set(lengths(200, 2500, 2500)) == {625}  # class-pure small files, 8 units: 313 wanted, a quarter taken
-    assert lengths(100, 100_000, 15_000).mean() > 15_000 / 5  # no cluster is decoded more than about four times
 
 
 def test_a_plan_survives_its_file():

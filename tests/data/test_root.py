@@ -8,7 +8,7 @@ import pytest
 import uproot
 
 from jetfoundry import schema
-from jetfoundry.data.inventory import expand, take_inventory
+from jetfoundry.data.inventory import InputFile, expand, take_inventory
 from jetfoundry.data.root import DamagedFile, jet_schema, open_jets
 from jetfoundry.errors import InputError
 
@@ -156,17 +156,39 @@ def test_a_file_says_what_its_jets_are(tmp_path, make_jets, write_root):
             assert reader.sample == "simulated"
 
 
-def test_expand_reads_paths_patterns_and_folders_once(tmp_path, make_jets, write_root):
-    a, b = (write_root(tmp_path / name, make_jets(1)) for name in ("a.root", "b.root"))
+def _paths(*inputs: str) -> list[str]:
+    return [file.path for file in expand(inputs)]
+
+
+def test_expand_reads_paths_patterns_and_folders(tmp_path, make_jets, write_root):
+    a, b = (str(write_root(tmp_path / name, make_jets(1))) for name in ("a.root", "b.root"))
     (tmp_path / "notes.txt").write_text("no jets")
-    assert expand([f"{a} {b},{a}"]) == [a, b]
-    assert expand([f"{tmp_path}/*.root"]) == expand([str(tmp_path)]) == [a, b]
+    assert _paths(f"{b} {a}") == _paths(a, f"file://{b}") == [a, b]
+    assert _paths(f"{tmp_path}/*.root") == _paths(str(tmp_path)) == [a, b]
     with pytest.raises(InputError, match=r"c.root: no such file; nearest: [ab].root, [ab].root"):
         expand([str(tmp_path / "c.root")])
     with pytest.raises(InputError, match=r"no ROOT or Parquet file there"):
         expand([f"{tmp_path}/*.parquet"])
     with pytest.raises(InputError, match="no input"):
         expand([])
+
+
+def test_groups_are_kept_beside_the_file_and_change_no_jet(tmp_path, make_jets, write_root):
+    a, b = (str(write_root(tmp_path / name, make_jets(1))) for name in ("a.root", "b.root"))
+    found = expand([f"QCD:{tmp_path}/b*.root Res2P:{a}"])
+    assert found == [InputFile(a, "Res2P"), InputFile(b, "QCD")]
+    assert [source.group for source in take_inventory(found).sources] == ["Res2P", "QCD"]
+
+
+def test_a_file_that_is_meant_twice_is_refused_with_both_names(tmp_path, make_jets, write_root):
+    path = write_root(tmp_path / "a.root", make_jets(1))
+    (tmp_path / "link.root").symlink_to(path)
+    with pytest.raises(InputError, match=rf"{path}: the same file is meant by QCD:{path} and Res2P:.*\.root; its jets"):
+        expand([f"QCD:{path}", f"Res2P:{tmp_path}/a*.root"])
+    with pytest.raises(InputError, match=rf"{path}: the same file is meant by .*a.root and .*link.root"):
+        expand([str(tmp_path)])
+    with pytest.raises(InputError, match=rf"{path}: the same file is meant by {path} twice"):
+        expand([f"{path} {path}"])
 
 
 @pytest.mark.ray

@@ -1,3 +1,4 @@
+import itertools
 import os
 import signal
 import subprocess
@@ -9,9 +10,12 @@ import pytest
 import torch
 
 from jetfoundry import config, runs
+from jetfoundry.data.batch import Position
+from jetfoundry.data.features import load_data_config
+from jetfoundry.data.loader import resumed, training_batches
 from jetfoundry.data.shards import open_shards
 from jetfoundry.errors import CheckpointError, ConfigError, InputError
-from jetfoundry.models.checkpoints import load_model
+from jetfoundry.models.checkpoints import load_model, load_state
 from jetfoundry.train.ray_train import plan, pretrain
 from jetfoundry.train.recipe import Recipe
 
@@ -23,6 +27,7 @@ SMALL = [
     "train.epochs=2",
     "train.log_steps=1",
     "workers.threads=1",
+    "sampling.balance=classes",  # most groups of the YAML's weights are not among toy jets
 ]
 
 
@@ -101,6 +106,64 @@ def test_a_yaml_with_weavers_simple_labels_trains_on_its_own_classes(ray_local, 
     run = runs.open_run(simple.run, simple)
     assert pretrain(simple, run)["best"]["val_jets"] == 40
     assert load_model(run / "model.pt").classes == ("X_QQ", "QCD")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_continues_with_another_number_of_workers_on_the_jets_that_are_left(ray_local, tmp_path, toy_shards):
+    data = toy_shards(tmp_path / "shards", train=900, val=40)
+    steps = ["train.steps_per_epoch=4", "workers.cpus_per_worker=0.5", "sampling.balance=natural"]
+    first = recipe(data, tmp_path / "run", *steps, "train.epochs=1", "workers.num_workers=2")
+    run = runs.open_run(first.run, first)
+    pretrain(first, run)
+    more = recipe(data, tmp_path / "run", *steps, "train.epochs=2", "workers.num_workers=3", "workers.max_failures=0")
+    spec = plan(more)
+    spec["identity"] = plan(first)["identity"]  # of a run that was planned for two epochs from the start
+    pretrain(more, run, spec)
+    found = [load_state(path) for path in sorted((run / "checkpoints").glob("step_*/state.pt"))]
+    assert [state["step"] for state in found] == [4, 8]
+    assert [len(state["positions"]) for state in found] == [2, 3]
+    train, data_config = open_shards(data, "train"), load_data_config(more.features, scheme="sophon188")
+    seen = jets_of_steps(train, data_config, more, [Position()] * 2, 4)
+    start = resumed(train, more.loader, more.train.seed, [Position(*place) for place in found[0]["positions"]])
+    seen += jets_of_steps(train, data_config, more, [start] * 3, 4)
+    assert len(seen) > 450
+    assert len(seen) == len(set(seen))
+
+
+def jets_of_steps(train, data, recipe, starts, steps):
+    """First feature of the first particle of all jets that the workers use: it names a toy jet."""
+    world, names = len(starts), []
+    for rank, start in enumerate(starts):
+        place = {"seed": recipe.train.seed, "rank": rank, "world": world, "start": start}
+        batches = training_batches(train, data, recipe.loader, recipe.sampling, **place)
+        for batch, _ in itertools.islice(batches, steps):
+            names += [tuple(jet) for micro in batch.micro for jet in micro.inputs["pf_vectors"][:, :, 0].tolist()]
+    return names
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_ray_feed_trains_the_same_model_and_from_root_too(ray_local, tmp_path, toy_shards, toy_jets, write_root):
+    data = toy_shards(tmp_path / "shards", train=300, val=40)
+    models = []
+    for feed in ("direct", "ray"):
+        one = recipe(data, tmp_path / feed, "train.epochs=1", f"loader.feed={feed}", "workers.cpus_per_worker=0.5")
+        pretrain(one, runs.open_run(one.run, one))
+        models.append(load_model(tmp_path / feed / "model.pt").weights)
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    write_root(tmp_path / "root" / "jets.root", toy_jets(300), cluster=50)
+    root = recipe(f"{tmp_path}/root/*.root", tmp_path / "root_run", "train.epochs=1", "loader.feed=ray")
+    run = runs.open_run(root.run, root)
+    assert pretrain(root, run)["best"]["val_jets"] > 10
+
+
+@pytest.mark.ray
+def test_the_ray_feed_needs_a_cpu_beside_the_workers(ray_local, tmp_path, toy_shards):
+    data = toy_shards(tmp_path / "shards", train=100, val=20)
+    full = recipe(data, tmp_path / "run", "loader.feed=ray", "workers.num_workers=4")
+    with pytest.raises(ConfigError, match="needs a CPU that no worker has reserved, 0 of 4 are left"):
+        pretrain(full, runs.open_run(full.run, full))
 
 
 def test_a_recipe_with_an_unknown_key_names_the_nearest():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,11 +14,13 @@ INPUTS = ("pf_features", "pf_vectors", "pf_mask")
 
 
 class Position(NamedTuple):
-    """Where the next batch comes from: pass over the data, window of row groups, batch of the window."""
+    """Where the next batch comes from: pass over the data, window of it, batch of the window; `deal` says which windows
+    were left when the present workers began (`order.Deal`), in plain numbers."""
 
     passes: int = 0
     window: int = 0
     batch: int = 0
+    deal: tuple[Any, ...] = ()
 
 
 class MicroBatch(NamedTuple):

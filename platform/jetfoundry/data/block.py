@@ -6,6 +6,7 @@ share one array of offsets, so comparing the lengths of two of them later costs 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -28,7 +29,11 @@ class Block:
         self.jets = table.num_rows if rows is None else len(rows)
         self.done: dict[str, Column] = {}
         self.layouts: list[tuple[Array, Array | None, Array]] = []  # stored offsets, values to take, their offsets
-        self.cuts: dict[tuple[int, int], tuple[Array, Array | None]] = {}
+
+    @functools.cached_property
+    def each_jet(self) -> npt.NDArray[np.int64]:
+        """Offsets (B+1,) of lists with one value for each jet."""
+        return np.arange(self.jets + 1)
 
     def compute(self, names: Iterable[str]) -> None:
         """Make `names`, and what they need, available in `done`."""
@@ -39,9 +44,9 @@ class Block:
             self.done[name] = self._stored(name) if formula is None else self.value(formula)
 
     def column(self, name: str) -> Column:
-        """A stored column or new variable. Raises InputError if the table lacks what it needs."""
+        """A stored column or new variable; missing values are NaN or 0. InputError if the table lacks what it needs."""
         self.compute([name])
-        return self.done[name]
+        return _filled(self.done[name])
 
     def value(self, formula: Formula) -> Column:
         """A formula's value for these jets; a constant is repeated for every jet."""
@@ -59,7 +64,7 @@ class Block:
         value = self.value(formula)
         if isinstance(value, Jagged):
             formula.fail("gives one value per particle, wanted one per jet; e.g. ak.any(…, axis=1)")
-        return value
+        return np.ma.getdata(value)
 
     def _stored(self, name: str) -> Column:
         if name not in self.table.column_names:
@@ -80,12 +85,10 @@ class Block:
         self.layouts.append((column.offsets, where, offsets))
         return where, offsets
 
-    def cut(self, column: Jagged, length: int) -> tuple[Array, Array | None]:
-        """Offsets after the cut to `length` particles and the values that remain (None = all), once for all inputs."""
-        key = (id(column.offsets), length)
-        if key not in self.cuts:
-            where, offsets = None, column.offsets
-            if (column.counts > length).any():
-                where, offsets = segments(column.offsets, np.arange(self.jets), length)
-            self.cuts[key] = offsets, where
-        return self.cuts[key]
+
+def _filled(column: Column) -> Column:
+    """`column` as a tensor can hold it: what nobody filled with ak.fill_none is what lies there, NaN or 0."""
+    if isinstance(column, Jagged):
+        masked = isinstance(column.values, np.ma.MaskedArray)
+        return Jagged(np.ma.getdata(column.values), column.offsets) if masked else column
+    return np.ma.getdata(column)

@@ -7,7 +7,7 @@ a jet's first fault is reported (each holds for all of the public JetClass-II ex
 - `wrong_count`: `jet_nparticles` is the number of stored constituents, or more if these were cut at 128 or above;
 - `not_finite`: every float of part_*, jet_*, genpart_*, genjet_* is finite. The truth record (aux_*) is exempt:
   the pseudorapidity of a particle along the beam is infinite;
-- `label_range`: `jet_label` is one of the 188 classes.
+- `label_range`: `jet_label` is one of the classes (188, if the layout does not say other).
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jetfoundry import schema
-from jetfoundry.labels import CLASSES
+from jetfoundry.data.layouts import JETCLASS2, Layout
 
 __all__ = ["REASONS", "Fault", "check_jets"]
 
@@ -40,14 +39,14 @@ class Fault:
     value: str
 
 
-def check_jets(table: pa.Table) -> tuple[npt.NDArray[np.bool_], list[Fault]]:
-    """Check the B jets of `table` (any subset of the JetClass-II columns).
+def check_jets(table: pa.Table, layout: Layout = JETCLASS2) -> tuple[npt.NDArray[np.bool_], list[Fault]]:
+    """Check the B jets of `table` (any subset of the layout's columns).
 
     Returns the mask (B,) of good jets and one Fault for each other jet, in row order.
     """
     faults: dict[int, Fault] = {}
     for reason, check in zip(REASONS, (_lengths, _constituents, _count, _finite, _label), strict=True):
-        for rows, field, values in check(table):
+        for rows, field, values in check(table, layout):
             for row, value in zip(rows.tolist(), values, strict=True):  # failing jets only
                 faults.setdefault(row, Fault(row, reason, field, value))
     good = np.ones(table.num_rows, np.bool_)
@@ -69,29 +68,36 @@ def _lengths_of(table: pa.Table, name: str) -> npt.NDArray[np.int64]:
     return lengths
 
 
-def _jagged(table: pa.Table, group: str) -> list[str]:
+def _jagged(table: pa.Table, layout: Layout, group: str) -> list[str]:
     present = set(table.column_names)
-    return [c.name for c in schema.COLUMNS if c.jagged and c.name in present and schema.column_group(c.name) == group]
+    return [column.name for column in layout.columns if column.group == group and column.name in present]
 
 
-def _lengths(table: pa.Table) -> Iterator[Finding]:
-    for group in schema.LISTS:
-        names = _jagged(table, group)
+def _lengths(table: pa.Table, layout: Layout) -> Iterator[Finding]:
+    for group in layout.groups:
+        names = _jagged(table, layout, group)
         for name in names[1:]:
+            if _place(table, name) == _place(table, names[0]):
+                continue  # one buffer of offsets, see reader.py
             wanted, found = _lengths_of(table, names[0]), _lengths_of(table, name)
             bad = np.flatnonzero(wanted != found)
             pairs = zip(found[bad], wanted[bad], strict=True)
             yield bad, name, [f"{items} items, {names[0]} has {first}" for items, first in pairs]
 
 
-def _constituents(table: pa.Table) -> Iterator[Finding]:
-    for name in _jagged(table, "part")[:1]:
+def _place(table: pa.Table, name: str) -> tuple[int, int]:
+    array = _list(table, name)
+    return array.buffers()[1].address, array.offset
+
+
+def _constituents(table: pa.Table, layout: Layout) -> Iterator[Finding]:
+    for name in _jagged(table, layout, "part")[:1]:
         bad = np.flatnonzero(_lengths_of(table, name) == 0)
         yield bad, name, ["0 constituents"] * len(bad)
 
 
-def _count(table: pa.Table) -> Iterator[Finding]:
-    names = _jagged(table, "part")
+def _count(table: pa.Table, layout: Layout) -> Iterator[Finding]:
+    names = _jagged(table, layout, "part")
     if names and "jet_nparticles" in table.column_names:
         stored, said = _lengths_of(table, names[0]), table.column("jet_nparticles").to_numpy()
         cut = (stored >= _SHORTEST_CUT) & (said > stored)
@@ -100,8 +106,8 @@ def _count(table: pa.Table) -> Iterator[Finding]:
         yield bad, "jet_nparticles", [f"{count}, the lists have {items} items" for count, items in pairs]
 
 
-def _finite(table: pa.Table) -> Iterator[Finding]:
-    for column in schema.COLUMNS:
+def _finite(table: pa.Table, layout: Layout) -> Iterator[Finding]:
+    for column in layout.columns:
         if column.kind != "float32" or column.name.startswith("aux_") or column.name not in table.column_names:
             continue
         if not column.jagged:
@@ -118,8 +124,8 @@ def _finite(table: pa.Table) -> Iterator[Finding]:
             yield bad, column.name, [f"{value} at item {position}" for value, position in pairs]
 
 
-def _label(table: pa.Table) -> Iterator[Finding]:
+def _label(table: pa.Table, layout: Layout) -> Iterator[Finding]:
     if "jet_label" in table.column_names:
         label = table.column("jet_label").to_numpy()
-        bad = np.flatnonzero((label < 0) | (label >= len(CLASSES)))
-        yield bad, "jet_label", [f"{value}, wanted 0-{len(CLASSES) - 1}" for value in label[bad]]
+        bad = np.flatnonzero((label < 0) | (label >= len(layout.classes)))
+        yield bad, "jet_label", [f"{value}, wanted 0-{len(layout.classes) - 1}" for value in label[bad]]

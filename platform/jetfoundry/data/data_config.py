@@ -23,7 +23,10 @@ KNOWN_COLUMNS: frozenset[str] = frozenset({column.name for column in COLUMNS} | 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputVariable:
-    """One row of an input: clip((value - center) * scale, low, high); as it is where `center` is None."""
+    """One row of an input: clip((value - center) * scale, low, high); as it is where `center` is None.
+
+    `auto`: center and scale are still to be measured from the data (`data_statistics.py`).
+    """
 
     name: str
     center: float | None = None
@@ -31,6 +34,7 @@ class InputVariable:
     low: float = -5.0
     high: float = 5.0
     pad: float = 0.0
+    auto: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +68,13 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The `weights` section, checked: precomputed branches, or reweighting of classes in bins of two variables."""
+    """The `weights` section, checked: precomputed branches, or reweighting of classes in bins of two variables.
 
-    precomputed: tuple[str, ...] = ()
+    `tables` are weaver's `reweight_hists`, the weight of each class and bin; empty until they are measured. `jets`
+    and `mean` are our addition: how many jets pass the selection, and the mean of min(weight, 1) over them.
+    """
+
+    precomputed: Formula | None = None
     method: str = ""
     vars: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     classes: tuple[str, ...] = ()
@@ -74,7 +82,20 @@ class Weights:
     base_weight: Formula | None = None
     threshold: float = 10.0
     discard_under_overflow: bool = True
-    hists: dict[str, tuple[tuple[float, ...], ...]] = dataclasses.field(default_factory=dict)
+    tables: dict[str, tuple[tuple[float, ...], ...]] = dataclasses.field(default_factory=dict)
+    jets: int = 0
+    mean: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of bins (X, Y)."""
+        x, y = (len(edges) - 1 for edges in self.vars.values())
+        return x, y
+
+    @property
+    def known(self) -> bool:
+        """Whether the weight of a jet can be told: no table is missing."""
+        return self.precomputed is not None or bool(self.tables)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +113,7 @@ class Sections:
     observers: tuple[str, ...]
     monitor_variables: tuple[str, ...]
     weights: Weights | None
+    data_fraction: float = 0.1
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -107,23 +129,38 @@ class Sections:
         return len(self.classes)
 
     @functools.cached_property
+    def unmeasured(self) -> tuple[str, ...]:
+        """Variables whose center is still to be measured, sorted."""
+        return tuple(sorted({v.name for group in self.inputs.values() for v in group.variables if v.auto}))
+
+    @functools.cached_property
     def columns(self) -> tuple[str, ...]:
         """Exactly the stored columns that training, testing and reweighting need together, sorted."""
-        roots = {name for _, name in self._listed()} | {name for each in self._all_formulas() for name in each.names}
-        return tuple(sorted(name for name in self.needed(roots) if name not in self.formulas))
+        return self.stored((name for _, name in self._listed()), self._all_formulas())
 
     @functools.cached_property
     def input_columns(self) -> tuple[str, ...]:
         """The stored columns that selection and network inputs need: enough to score jets without truth, sorted."""
-        roots = {name for group in self.inputs.values() for name in group.vars}
-        for formula in (self.selection, self.test_time_selection):
-            roots |= formula.names if formula else set()
-        return tuple(sorted(name for name in self.needed(roots) if name not in self.formulas))
+        names = (name for group in self.inputs.values() for name in group.vars)
+        return self.stored(names, (self.selection, self.test_time_selection))
 
     @functools.cached_property
     def label_columns(self) -> tuple[str, ...]:
         """The stored columns that the labels need, sorted."""
-        roots = {name for formula in self.labels.formulas.values() for name in formula.names}
+        return self.stored((), self.labels.formulas.values())
+
+    @functools.cached_property
+    def weight_columns(self) -> tuple[str, ...]:
+        """The stored columns that tell which jets are selected and what they weigh, sorted."""
+        if self.weights is None:
+            return ()
+        names = (*self.weights.vars, *self.weights.classes)
+        formulas = (self.selection, self.weights.base_weight, self.weights.precomputed)
+        return self.stored(names, (*formulas, *self.labels.formulas.values()))
+
+    def stored(self, names: Iterable[str], formulas: Iterable[Formula | None] = ()) -> tuple[str, ...]:
+        """The stored columns that these variables and formulas need, sorted."""
+        roots = {*names, *(name for formula in formulas if formula for name in formula.names)}
         return tuple(sorted(name for name in self.needed(roots) if name not in self.formulas))
 
     def check(self, known: Collection[str] | None) -> None:
@@ -149,13 +186,12 @@ class Sections:
         yield from (("observers", name) for name in self.observers)
         yield from (("monitor_variables", name) for name in self.monitor_variables)
         if self.weights:
-            listed = (*self.weights.vars, *self.weights.classes, *self.weights.precomputed)
-            yield from (("weights", name) for name in listed)
+            yield from (("weights", name) for name in (*self.weights.vars, *self.weights.classes))
 
     def _all_formulas(self) -> Iterator[Formula]:
         """Every formula outside new_variables: those are only computed if something needs them."""
-        base_weight = self.weights.base_weight if self.weights else None
-        for formula in (self.selection, self.test_time_selection, base_weight, *self.labels.formulas.values()):
+        weights = (self.weights.base_weight, self.weights.precomputed) if self.weights else ()
+        for formula in (self.selection, self.test_time_selection, *weights, *self.labels.formulas.values()):
             if formula is not None:
                 yield formula
 

@@ -3,7 +3,8 @@
 Section by section as in weaver-core 0.5.3, whose published files are read unchanged: `selection`,
 `test_time_selection`, `new_variables`, `preprocess`, `inputs`, `labels`, `observers`, `monitor_variables`, `weights`,
 `treename`. Unlike there, an unknown section, key or name is an error that names the nearest one, and a variable may
-also be written with keys, `{name: part_deltaR, center: 0.2, scale: 4.0, clip: [-5, 5], pad: 0}`.
+also be written with keys, `{name: part_deltaR, center: 0.2, scale: 4.0, clip: [-5, 5], pad: 0}`. What only the data can
+tell (`center: auto`, `reweight_hists`) may be missing here; `data_statistics.py` fills it in.
 
 Our one addition: `labels` may name a label scheme of `labels.py`, as `scheme: sophon188` beside weaver's `type` and
 `value` (weaver ignores the key), or alone as `labels: {scheme: sophon42, from: jet_label}`. `value: {…: jet_label}`
@@ -40,6 +41,7 @@ _UNSUPPORTED = {
 _WEIGHT_KEYS = (
     "use_precomputed_weights", "weight_branches", "reweight_method", "reweight_basewgt", "reweight_vars",
     "reweight_classes", "class_weights", "reweight_threshold", "reweight_discard_under_overflow", "reweight_hists",
+    "statistics",
 )  # fmt: skip
 _VARIABLE_FIELDS = ("name", "center", "scale", "low", "high", "pad")  # the order of weaver's lists
 _AUTO_KEYS = {"center": "center", "scale": "scale", "low": "min", "high": "max", "pad": "pad_value"}
@@ -55,7 +57,7 @@ def read(cls: type[S], source: str | Path | Mapping[str, Any], known: Collection
     for key, hint in _UNSUPPORTED.items():
         if tree.get(key):
             reader.fail(key, f"this section of weaver is not supported; {hint}")
-    params = reader.preprocess(tree.get("preprocess"))
+    params, fraction = reader.preprocess(tree.get("preprocess"))
     sections = cls(
         where=reader.where,
         hash=hashlib.sha256(json.dumps([tree, scheme], sort_keys=True, default=str).encode()).hexdigest()[:12],
@@ -68,6 +70,7 @@ def read(cls: type[S], source: str | Path | Mapping[str, Any], known: Collection
         observers=reader.names(tree.get("observers"), "observers"),
         monitor_variables=reader.names(tree.get("monitor_variables"), "monitor_variables"),
         weights=reader.weights(tree.get("weights")),
+        data_fraction=fraction,
     )
     if sections.observers and sections.monitor_variables:
         reason = "weaver takes either observers (testing) or monitor_variables (training too), not both"
@@ -81,6 +84,7 @@ class _Reader:
 
     def __init__(self, where: str) -> None:
         self.where = where
+        self.auto = False  # `preprocess: {method: auto}`: variables without a center are measured
 
     def fail(self, key: str, reason: str) -> NoReturn:
         msg = f"{self.where}: {key + ': ' if key else ''}{reason}"
@@ -141,14 +145,21 @@ class _Reader:
                 found[str(name)] = formula
         return found
 
-    def preprocess(self, value: Any) -> dict[str, Any]:
-        """The `params` by variable: weaver writes them into its `*.auto.yaml`. Empty for `method: manual`."""
+    def preprocess(self, value: Any) -> tuple[Mapping[str, Any], float]:
+        """The `params` by variable (weaver writes them into its `*.auto.yaml`), `data_fraction`; notes the method."""
         tree = self.mapping(value, "preprocess", ("method", "data_fraction", "params"))
-        params, method = tree.get("params") or {}, str(tree.get("method", "manual")).lower()
-        if method != "manual" and not (method == "auto" and params):
-            reason = f"method {method!r} is not supported; write center and scale of each variable and `method: manual`"
-            self.fail("preprocess", reason + " (or use the *.auto.yaml that weaver has written)")
-        return dict(params)
+        method = str(tree.get("method") or "manual").lower()
+        if method not in ("manual", "auto"):
+            self.fail("preprocess.method", f"wanted manual or auto, got {method!r}")
+        self.auto = method == "auto"
+        fraction = tree.get("data_fraction")
+        fraction = 0.1 if fraction is None else self.number(fraction, "preprocess.data_fraction")
+        if not 0 < fraction <= 1:
+            self.fail("preprocess.data_fraction", f"wanted a number above 0 and at most 1, got {fraction}")
+        params = tree.get("params") or {}
+        if not isinstance(params, Mapping) or not all(isinstance(each, Mapping) for each in params.values()):
+            self.fail("preprocess.params", "wanted a mapping of variables to {center, scale, min, max, pad_value}")
+        return params, fraction
 
     def inputs(self, value: Any, params: Mapping[str, Any]) -> dict[str, InputGroup]:
         if not isinstance(value, Mapping) or not value:
@@ -193,8 +204,11 @@ class _Reader:
             self.fail(key, f"wanted a name or a list that begins with one, got {entry!r}")
         if name in params:
             given = {ours: params[name].get(weavers) for ours, weavers in _AUTO_KEYS.items()}
-        values = {field: self.number(item, f"{key}.{name}") for field, item in given.items() if item is not None}
-        variable = InputVariable(name=name, **values)
+        auto = given.get("center", "auto" if self.auto else None) == "auto"
+        given = {field: item for field, item in given.items() if item is not None and item != "auto"}
+        values = {field: self.number(item, f"{key}.{name}") for field, item in given.items()}
+        auto = auto and not name.endswith("_mask")  # weaver's rule for masks
+        variable = InputVariable(name=name, auto=auto, **values)
         if variable.low > variable.high:
             self.fail(f"{key}.{name}", f"clips to {variable.low}…{variable.high}: nothing is in between")
         return variable
@@ -228,12 +242,15 @@ class _Reader:
         if value is None:
             return None
         tree = self.mapping(value, "weights", _WEIGHT_KEYS)
+        jets, mean = self.statistics(tree.get("statistics"))
         if tree.get("use_precomputed_weights"):
-            return Weights(precomputed=self.names(tree.get("weight_branches"), "weights.weight_branches"))
-        method, classes = (
-            tree.get("reweight_method"),
-            self.names(tree.get("reweight_classes"), "weights.reweight_classes"),
-        )
+            branches = self.names(tree.get("weight_branches"), "weights.weight_branches")
+            if not branches:
+                self.fail("weights.weight_branches", "wanted a list of columns, got nothing")
+            product = self.required("*".join(branches), "weights.weight_branches")
+            return Weights(precomputed=product, jets=jets, mean=mean)
+        method = tree.get("reweight_method")
+        classes = self.names(tree.get("reweight_classes"), "weights.reweight_classes")
         if method not in ("flat", "ref"):
             self.fail("weights.reweight_method", f"wanted flat or ref, got {method!r}")
         edges = tree.get("reweight_vars")
@@ -256,8 +273,16 @@ class _Reader:
             base_weight=self.formula(tree.get("reweight_basewgt"), "weights.reweight_basewgt"),
             threshold=threshold,
             discard_under_overflow=bool(tree.get("reweight_discard_under_overflow", True)),
-            hists=self.hists(tree.get("reweight_hists"), classes, [len(values) - 1 for values in bins.values()]),
+            tables=self.hists(tree.get("reweight_hists"), classes, [len(values) - 1 for values in bins.values()]),
+            jets=jets,
+            mean=mean,
         )
+
+    def statistics(self, value: Any) -> tuple[int, float]:
+        """Selected jets and mean weight, as `data_statistics.py` has written them; zeros if it has not."""
+        tree = self.mapping(value, "weights.statistics", ("jets", "mean_weight"))
+        jets, mean = (self.number(tree.get(key, 0), f"weights.statistics.{key}") for key in ("jets", "mean_weight"))
+        return int(jets), mean
 
     def edges(self, value: Any, key: str) -> tuple[float, ...]:
         edges = self.numbers(value, key)
@@ -266,7 +291,7 @@ class _Reader:
         return edges
 
     def hists(self, value: Any, classes: tuple[str, ...], shape: list[int]) -> dict[str, tuple[tuple[float, ...], ...]]:
-        """The class histograms that weaver writes into its `*.auto.yaml`, each of `shape`; empty if there are none."""
+        """The weights by class and bin of weaver's `*.auto.yaml`, each of `shape`; empty if there are none."""
         if value is None:
             return {}
         tree = self.mapping(value, "weights.reweight_hists", classes)
@@ -277,4 +302,7 @@ class _Reader:
             if len(hist) != shape[0] or {len(row) for row in hist} != {shape[1]}:
                 self.fail(key, f"wanted {shape[0]} rows of {shape[1]} numbers, one for each bin")
             found[name] = hist
+        for name in classes:
+            if name not in found:
+                self.fail("weights.reweight_hists", f"{name} is missing")
         return found

@@ -8,20 +8,21 @@ A damaged range ends the data set with an error; to set such ranges aside, inges
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from jetfoundry.data.inventory import Inventory, Source, expand, take_inventory
-from jetfoundry.data.plan import cut
 from jetfoundry.data.root import PROVENANCE, jet_schema, open_jets
 from jetfoundry.errors import InputError
 
-__all__ = ["JetDatasource", "read_jets"]
+__all__ = ["JetDatasource", "cut", "read_jets"]
 
 _PROVENANCE_NAMES = tuple(field.name for field in PROVENANCE)
 
@@ -73,6 +74,23 @@ class JetDatasource(Datasource):
             )
             for index, source, start, stop in self._ranges
         ]
+
+
+def cut(clusters: Sequence[int], aim: int) -> list[tuple[int, int]]:
+    """Cut a file into ranges of about `aim` entries (at most 2.5 times as many), at cluster boundaries if possible.
+
+    A cluster much longer than `aim` is divided evenly.
+
+    >>> cut([0, 10, 20, 30], 20), cut([0, 10], 4)
+    ([(0, 20), (20, 30)], [(0, 5), (5, 10)])
+    """
+    edges = np.asarray(clusters, np.int64)
+    parts = np.maximum(np.rint(np.diff(edges) / aim), 1).astype(np.int64)
+    within = np.concatenate([np.arange(p) / p for p in parts]) if parts.size else np.empty(0)
+    fine = np.repeat(edges[:-1], parts) + (within * np.repeat(np.diff(edges), parts)).astype(np.int64)
+    _, first = np.unique(fine // aim, return_index=True)
+    bounds = [*fine[first].tolist(), int(edges[-1])]
+    return list(itertools.pairwise(bounds))
 
 
 def _size(source: Source, jets: int) -> int:

@@ -22,8 +22,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import uproot
 
-from jetfoundry.data import references
+from jetfoundry.data import references, remote
 from jetfoundry.data.delphes_jets import Collection, DelphesConfig, Loss, jets_of, no_jets
+from jetfoundry.data.layouts import JETCLASS2, Layout
 from jetfoundry.data.root import DamagedFile, JetReader, decoding, jet_schema, open_jets
 from jetfoundry.errors import nearest
 
@@ -52,10 +53,17 @@ def _members(settings: DelphesConfig) -> dict[str, tuple[str, ...]]:
 
 @contextlib.contextmanager
 def open_source(
-    path: str | Path, *, tree: str = "", file_index: int = 0, delphes: DelphesConfig | None = None
+    path: str | Path,
+    *,
+    tree: str = "",
+    file_index: int = 0,
+    delphes: DelphesConfig | None = None,
+    layout: Layout = JETCLASS2,
+    patience: float = remote.PATIENCE,
 ) -> Iterator[JetReader | DelphesReader]:
     """Open a file of jets, or with `delphes` a file of Delphes events. Raises as `root.open_jets` does."""
-    with open_jets(path, tree=tree or (_TREE if delphes else ""), file_index=file_index) as reader:
+    how: dict[str, Any] = {"file_index": file_index, "layout": layout, "patience": patience}
+    with open_jets(path, tree=tree or (_TREE if delphes else ""), **how) as reader:
         yield reader if delphes is None else DelphesReader(reader, delphes)
 
 

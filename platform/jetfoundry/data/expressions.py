@@ -2,9 +2,10 @@
 
 A formula is arithmetic (`+ - * / // % **`), comparisons (also chained), `& | ^ ~`, numbers, names of columns or of
 other variables, constants (`np.pi`, `np.e`, `np.inf`, `np.nan`) and calls of the functions in `functions.py`, with or
-without `np.`, `ak.` or `math.` in front. Nothing else: a formula is walked, never handed to Python's `eval`, so a YAML
-from a stranger can compute numbers and do nothing more. `and`, `or` and `not` are refused (they do not work on
-arrays; weaver fails on them too), as are results that would depend on which jets share a block.
+without `np.`, `ak.` or `math.` in front, and `x[index]`, `x[condition]`, `x[:, 0]`, `x[:, :3]` of particles. Nothing
+else: a formula is walked, never handed to Python's `eval`, so a YAML from a stranger can compute numbers and do nothing
+more. `and`, `or` and `not` are refused (they do not work on arrays; weaver fails on them too), as are results that
+would depend on which jets share a block.
 """
 
 from __future__ import annotations
@@ -18,14 +19,22 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from jetfoundry.data.functions import FUNCTIONS, elementwise, register
+from jetfoundry.data import list_functions
+from jetfoundry.data.functions import FUNCTIONS, REFUSED, elementwise, register
 from jetfoundry.data.jagged import Array, Jagged
 from jetfoundry.errors import FormulaError, InputError, JetFoundryError, nearest
 
 __all__ = ["Formula", "check_names", "compile_formula", "evaluate", "register"]
 
 _MODULES = frozenset({"np", "numpy", "ak", "awkward", "math"})
-_CONSTANTS = {"pi": np.pi, "e": np.e, "inf": np.inf, "nan": np.nan}  # Python floats: they leave float32 as it is
+_CONSTANTS: dict[str, Any] = {
+    "pi": np.pi,
+    "e": np.e,
+    "inf": np.inf,
+    "nan": np.nan,  # Python floats: they leave float32 as it is
+    **{name: np.dtype(name) for name in ("float32", "float64", "int32", "int64", "bool")},
+}
+_WITH_LISTS = frozenset({"stack", "_stack", "concatenate", "_concat"})
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -38,6 +47,8 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.BitAnd: operator.and_,
     ast.BitOr: operator.or_,
     ast.BitXor: operator.xor,
+    ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift,
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
     ast.Invert: operator.invert,
@@ -58,8 +69,8 @@ _HINTS: dict[type[ast.AST], str] = {
     ast.Not: "write ~(…) instead of `not`",
     ast.IfExp: "write np.where(condition, a, b) instead of `a if condition else b`",
     ast.Attribute: "a name may only have np., ak. or math. in front of it",
-    ast.Subscript: "ak.max, ak.sum, … with axis=1 reduce a jet's particles to one value",
-    ast.List: "a list may only stand in np.stack([a, b], axis=1)",
+    ast.Subscript: "x[index], x[condition], x[:, 0] and x[:, :3] choose particles; ak.max, … with axis=1 reduce them",
+    ast.List: "a list may only stand in np.stack([a, b], axis=1) and ak.concatenate([x, y], axis=1)",
     ast.In: "compare with == and join with |",
 }
 
@@ -145,11 +156,40 @@ def _check(node: ast.AST) -> Iterator[str]:
             name = _function_name(node)
             _check_arguments(name, args, keywords)
             for part in (*args, *(keyword.value for keyword in keywords)):
-                inside = part.elts if isinstance(part, ast.List) and name == "stack" else [part]
+                if name == "values_astype" and isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    continue
+                inside = part.elts if isinstance(part, ast.List | ast.Tuple) and name in _WITH_LISTS else [part]
                 for item in inside:
                     yield from _check(item)
+        case ast.Subscript(value=value, slice=chosen):
+            yield from _check(value)
+            if not isinstance(chosen, ast.Tuple):
+                yield from _check(chosen)
+            elif _places(chosen) is None:
+                raise _refused(node)
         case _:
             raise _refused(node)
+
+
+def _places(chosen: ast.Tuple) -> tuple[int | None, ...] | None:
+    """`:, n` as (n,), `:, a:b` as (a, b); None for anything else."""
+    match chosen.elts:
+        case [ast.Slice(lower=None, upper=None, step=None), ast.Slice(lower=lower, upper=upper, step=None)]:
+            ends = [None if end is None else _whole(end) for end in (lower, upper)]
+            wrong = any(end is None and node is not None for end, node in zip(ends, (lower, upper), strict=True))
+            return None if wrong else tuple(ends)
+        case [ast.Slice(lower=None, upper=None, step=None), place] if _whole(place) is not None:
+            return (_whole(place),)
+    return None
+
+
+def _whole(node: ast.expr) -> int | None:
+    match node:
+        case ast.Constant(value=int() as value) if not isinstance(value, bool):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as value)) if not isinstance(value, bool):
+            return -value
+    return None
 
 
 def _check_name(name: str) -> None:
@@ -183,7 +223,7 @@ def _constant(node: ast.expr) -> float:
 def _check_arguments(name: str, args: list[ast.expr], keywords: list[ast.keyword]) -> None:
     function = FUNCTIONS[name]
     for keyword in keywords:
-        if keyword.arg != "axis" or not function.takes_axis:
+        if keyword.arg not in function.keywords:
             msg = f"{name} takes no keyword {keyword.arg or '**'!r}"
             raise FormulaError(msg)
     given = len(args) + len(keywords)
@@ -202,6 +242,9 @@ def _function_name(node: ast.Call) -> str:
         case _:
             msg = f"call of {ast.unparse(node.func)!r} is refused; {_HINTS[ast.Attribute]}"
             raise FormulaError(msg)
+    if name in REFUSED:
+        msg = f"{shown} is not offered: {REFUSED[name]}"
+        raise FormulaError(msg)
     if name not in FUNCTIONS:
         msg = f"unknown function {shown!r}; {nearest(name, FUNCTIONS)}"
         raise FormulaError(msg)
@@ -228,7 +271,7 @@ def evaluate(formula: Formula, columns: Mapping[str, Jagged | Array]) -> Jagged 
         formula.fail(error, InputError)
     except (ArithmeticError, FormulaError, RecursionError, TypeError, ValueError) as error:
         formula.fail(error)
-    return value if isinstance(value, Jagged) else np.asarray(value)
+    return value if isinstance(value, Jagged) else np.asanyarray(value)
 
 
 def _value(node: ast.AST, columns: Mapping[str, Any]) -> Any:
@@ -256,7 +299,12 @@ def _value(node: ast.AST, columns: Mapping[str, Any]) -> Any:
             for part in parts[1:]:
                 result = elementwise(operator.and_, result, part)
             return result
-        case ast.List(elts=items):
+        case ast.Subscript(value=inner, slice=ast.Tuple() as chosen):
+            places = _places(chosen) or ()
+            return list_functions.part(_value(inner, columns), *places)
+        case ast.Subscript(value=inner, slice=index):
+            return list_functions.pick(_value(inner, columns), _value(index, columns))
+        case ast.List(elts=items) | ast.Tuple(elts=items):
             return [_value(item, columns) for item in items]
         case ast.Call(args=args, keywords=keywords):
             name = _function_name(node)

@@ -1,27 +1,27 @@
 """The functions that formulas may call, on flat buffers.
 
-Three kinds: *elementwise* (`np.log`, `np.where`, …: result per particle if any argument is, per jet otherwise; jet
+Four kinds: *elementwise* (`np.log`, `np.where`, …: result per particle if any argument is, per jet otherwise; jet
 values are repeated for the particles of their jet), *reductions* of one jet's particles to one value
-(`ak.sum(x, axis=1)`, …), and Python functions added with `register`. Types follow NumPy 2 as in weaver-core 0.5.3:
-a float32 column stays float32 with Python constants, `np.log` of an integer is float64, sums of integers are int64.
-
-Reductions of a jet without particles: sum 0, prod 1, any False, all True, count 0, mean NaN; max and min are NaN
-(0 for integers), argmax and argmin -1, where Awkward has None, which no tensor can hold.
+(`reductions.py`), functions of *lists* (`list_functions.py`), and Python functions added with `register`. Types follow
+NumPy 2 as in weaver-core 0.5.3: a float32 column stays float32 with Python constants, `np.log` of an integer is
+float64. What weaver's formulas could call and these may not is refused by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from jetfoundry.data.jagged import Array, Jagged, same_offsets
+from jetfoundry.data.list_functions import LIST_FUNCTIONS, missing
+from jetfoundry.data.reductions import REDUCTIONS, reduction
 from jetfoundry.errors import ConfigError, FormulaError, InputError
 
-__all__ = ["FUNCTIONS", "Function", "elementwise", "register"]
+__all__ = ["FUNCTIONS", "REFUSED", "Function", "elementwise", "register"]
 
 
 def elementwise(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -31,19 +31,29 @@ def elementwise(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     jagged = [argument for argument in arguments if isinstance(argument, Jagged)]
     if not jagged:
-        return function(*arguments)
+        return _unmasked(function, arguments)
     first = jagged[0]
     for other in jagged[1:]:
         _check_lengths(first, other)
+    counts = first.counts
     flat = [
         argument.values
         if isinstance(argument, Jagged)
-        else np.repeat(argument, first.counts)
+        else np.repeat(argument, counts)
         if np.ndim(argument)
         else argument
         for argument in arguments
     ]
-    return Jagged(function(*flat), first.offsets)
+    return Jagged(_unmasked(function, flat), first.offsets)
+
+
+def _unmasked(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """Call on plain arrays; the result is missing where an argument is."""
+    masks = [np.ma.getmaskarray(argument) for argument in arguments if isinstance(argument, np.ma.MaskedArray)]
+    if not masks:
+        return function(*arguments)
+    values = function(*(np.ma.getdata(a) if isinstance(a, np.ma.MaskedArray) else a for a in arguments))
+    return missing(values, functools.reduce(np.logical_or, masks))
 
 
 def _check_lengths(first: Jagged, other: Jagged) -> None:
@@ -69,85 +79,14 @@ _NUMPY: dict[str, Callable[..., Any]] = {
         "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "cbrt", "square", "hypot", "power",
         "sin", "cos", "tan", "arcsin", "arccos", "arctan", "arctan2",
         "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh",
-        "maximum", "minimum", "fmod", "mod", "remainder",
-        "isnan", "isfinite", "isinf", "nan_to_num", "logical_and", "logical_or", "logical_not", "logical_xor",
+        "maximum", "minimum", "fmax", "fmin", "fmod", "mod", "remainder", "floor_divide", "logaddexp", "heaviside",
+        "add", "subtract", "multiply", "divide", "true_divide", "negative", "positive", "reciprocal", "copysign",
+        "equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "deg2rad", "rad2deg", "radians",
+        "degrees", "invert", "bitwise_and", "bitwise_or", "bitwise_xor", "left_shift", "right_shift", "signbit",
+        "isnan", "isfinite", "isinf", "logical_and", "logical_or", "logical_not", "logical_xor",
         "ones_like", "zeros_like",
     )
 }  # fmt: skip
-
-
-def _per_jet(x: Jagged, ufunc: np.ufunc, dtype: npt.DTypeLike, empty: Any) -> Array:
-    """Reduce each jet's particles with `ufunc`, in `dtype`; jets without particles get `empty`."""
-    result = np.full(len(x), empty, dtype=dtype)
-    filled = x.counts > 0
-    if filled.any():  # reduceat takes the start of each segment; empty ones in between add nothing
-        result[filled] = ufunc.reduceat(x.values, x.offsets[:-1][filled], dtype=dtype)
-    return result
-
-
-def _sum_type(values: Array) -> np.dtype[Any]:
-    return values.dtype if values.dtype.kind == "f" else np.dtype(np.int64)
-
-
-def _truth(x: Jagged) -> Jagged:
-    return Jagged(x.values != 0, x.offsets)
-
-
-def _sum(x: Jagged) -> Array:
-    # In float64 and rounded once: no worse than any order of float32 additions.
-    dtype = _sum_type(x.values)
-    return _per_jet(x, np.add, np.float64 if dtype.kind == "f" else np.int64, 0).astype(dtype, copy=False)
-
-
-def _mean(x: Jagged) -> Array:
-    return np.asarray(np.divide(_sum(x), x.counts))
-
-
-def _extreme(x: Jagged, ufunc: np.ufunc) -> Array:
-    empty = np.nan if x.values.dtype.kind == "f" else 0
-    return _per_jet(x, ufunc, x.values.dtype, empty)
-
-
-def _arg_extreme(x: Jagged, ufunc: np.ufunc) -> Array:
-    best = np.repeat(_extreme(x, ufunc), x.counts)
-    hits = np.flatnonzero(x.values == best)
-    jets = np.repeat(np.arange(len(x)), x.counts)[hits]
-    result = np.full(len(x), -1, np.int64)
-    found, first = np.unique(jets, return_index=True)
-    result[found] = hits[first] - x.offsets[found]
-    return result
-
-
-_REDUCTIONS: dict[str, Callable[[Jagged], Array]] = {
-    "sum": _sum,
-    "prod": lambda x: _per_jet(x, np.multiply, _sum_type(x.values), 1),
-    "any": lambda x: _per_jet(_truth(x), np.logical_or, np.bool_, False),
-    "all": lambda x: _per_jet(_truth(x), np.logical_and, np.bool_, True),
-    "max": lambda x: _extreme(x, np.maximum),
-    "min": lambda x: _extreme(x, np.minimum),
-    "mean": _mean,
-    "count": lambda x: x.counts,
-    "num": lambda x: x.counts,
-    "count_nonzero": lambda x: _sum(_truth(x)),
-    "argmax": lambda x: _arg_extreme(x, np.maximum),
-    "argmin": lambda x: _arg_extreme(x, np.minimum),
-}
-"""Functions that take one quantity per particle and an axis, which must be 1: over the particles of each jet."""
-
-
-def _reduction(name: str) -> Callable[..., Array]:
-    def call(x: Any, axis: Any = 1 if name == "num" else None) -> Array:
-        if axis not in (1, -1) or isinstance(axis, bool):
-            msg = f"{name}: give axis=1 (over the particles of each jet); a result over several jets would depend on"
-            raise FormulaError(msg + " how they are grouped")
-        if isinstance(x, np.ndarray) and x.ndim == 2 and hasattr(np, name):  # np.stack of jet quantities, (B, K)
-            return np.asarray(getattr(np, name)(x, axis=1))
-        if not isinstance(x, Jagged):
-            msg = f"{name}: wanted a quantity with one value per particle, got one with one per jet"
-            raise FormulaError(msg)
-        return _REDUCTIONS[name](x)
-
-    return call
 
 
 def _stack(parts: Any, axis: Any = 0) -> Array:
@@ -157,6 +96,33 @@ def _stack(parts: Any, axis: Any = 0) -> Array:
     return np.stack(parts, axis=1)
 
 
+def _as_type(x: Any, to: Any) -> Any:
+    try:
+        kind = np.dtype(to)
+    except TypeError as error:
+        msg = f"values_astype: no type {to!r}"
+        raise FormulaError(msg) from error
+    if kind.kind not in "biuf":
+        msg = f"values_astype: wanted a type of numbers, got {to!r}"
+        raise FormulaError(msg)
+    return elementwise(lambda values: np.asarray(values).astype(kind), x)
+
+
+def _full_like(x: Any, value: Any) -> Any:
+    return elementwise(lambda values: np.full_like(values, value), x)
+
+
+def _clip(x: Any, low: Any = None, high: Any = None, **bounds: Any) -> Any:
+    for name, value in bounds.items():  # a_min and a_max of NumPy 1, min and max of NumPy 2
+        low, high = (value, high) if name.endswith("min") else (low, value)
+    low, high = -np.inf if low is None else low, np.inf if high is None else high
+    return elementwise(np.clip, x, low, high)
+
+
+def _nan_to_num(x: Any, nan: Any = 0.0, posinf: Any = None, neginf: Any = None) -> Any:
+    return elementwise(lambda values: np.nan_to_num(values, nan=nan, posinf=posinf, neginf=neginf), x)
+
+
 @dataclasses.dataclass(frozen=True)
 class Function:
     """What a name in a formula calls. `most` is None for a registered function: Python checks its arguments."""
@@ -164,7 +130,7 @@ class Function:
     call: Callable[..., Any]
     least: int = 0
     most: int | None = None
-    takes_axis: bool = False
+    keywords: tuple[str, ...] = ()
 
 
 def _elementwise(function: Callable[..., Any], arguments: int) -> Function:
@@ -174,14 +140,35 @@ def _elementwise(function: Callable[..., Any], arguments: int) -> Function:
 
 FUNCTIONS: dict[str, Function] = {
     **{name: _elementwise(function, getattr(function, "nin", 1)) for name, function in _NUMPY.items()},
-    "clip": _elementwise(np.clip, 3),
-    "_clip": _elementwise(np.clip, 3),  # weaver's own name, reachable from its formulas
+    "clip": Function(_clip, 2, 3, ("a_min", "a_max", "min", "max")),
+    "_clip": Function(_clip, 3, 3, ("a_min", "a_max")),  # weaver's own name, reachable from its formulas
+    "nan_to_num": Function(_nan_to_num, 1, 4, ("nan", "posinf", "neginf")),
     "where": _elementwise(_where, 3),
     "to_numpy": Function(lambda x: x, 1, 1),  # weaver's label formulas wrap jet quantities in it
-    **{name: Function(_reduction(name), 1, 2, takes_axis=True) for name in _REDUCTIONS},
-    "stack": Function(_stack, 1, 2, takes_axis=True),
+    "full_like": Function(_full_like, 2, 2, ("fill_value",)),
+    "values_astype": Function(_as_type, 2, 2, ("to",)),
+    **{name: Function(reduction(name), 1, 3, ("axis", "keepdims")) for name in REDUCTIONS},
+    "stack": Function(_stack, 1, 2, ("axis",)),
+    "_stack": Function(functools.partial(_stack, axis=1), 1, 2, ("axis",)),
+    **{name: Function(*entry) for name, entry in LIST_FUNCTIONS.items()},
 }
 """Every name that a formula may call, with or without `np.`, `ak.` or `math.` in front."""
+
+REFUSED: dict[str, str] = {
+    "len": "the number of jets depends on how they are grouped; the particles of a jet are ak.num(x)",
+    "flatten": "it forgets which jet a particle is of",
+    "ravel": "it forgets which jet a particle is of",
+    **dict.fromkeys(("_knn", "_batch_knn"), "neighbours are found by the network; weaver's fails with SciPy >= 1.9"),
+    **dict.fromkeys(
+        ("_batch_permute_indices", "_batch_permute_and_drop_indices"),
+        "inputs that change at random would change from run to run",
+    ),
+    **dict.fromkeys(
+        ("_p4_from_pxpypze", "_p4_from_ptetaphie", "_p4_from_ptetaphim"),
+        "write the components that you need: np.hypot(px, py), np.arctan2(py, px), np.arcsinh(pz / pt)",
+    ),
+}
+"""Functions of weaver's formulas that are not offered, and why."""
 
 
 def register(name: str, function: Callable[..., Any]) -> None:

@@ -3,38 +3,45 @@
 1. `expand` and `take_inventory`: the files, each opened once; unusable ones are set aside with a reason.
 2. `make_plan`: entry ranges -> units, written to plan.json. A later run with the same inputs and settings takes that
    plan and does only the missing units; with others it is refused.
-3. Ray Data maps units to tasks (`convert_unit`): read, check, mix, write, commit. Some 64,000 jets are in a task's
+3. Ray Data maps units to tasks (`convert_unit`): read, check, mix, write, commit. Some 32,000 jets are in a task's
    memory, none pass through Ray's object store; a killed job leaves whole units and nothing else that counts.
 4. manifest.json gathers the sidecars of all units.
+
+Exactly once: the plan deals every entry to one unit, a unit counts from the rename of its sidecar on, and the manifest
+is made of the sidecars of all units. One run at a time writes into a folder (`_alone`): a second is refused, and a run
+after a killed one waits for the tasks that this one left behind, which end with their Ray after a second or so.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from jetfoundry import config, files, ray_session, runs
-from jetfoundry.data import shards
+from jetfoundry.data import conversion, remote, shards
 from jetfoundry.data.delphes_jets import LEFT_OUT, DelphesConfig
 from jetfoundry.data.features import load_data_config
-from jetfoundry.data.inventory import SetAsideFile, Source, expand, take_inventory
+from jetfoundry.data.inventory import InputFile, SetAsideFile, Source, expand, take_inventory
+from jetfoundry.data.layouts import JETCLASS2, Layout, load_layout
 from jetfoundry.data.plan import Plan, ShardConfig, make_plan, matching_plan
 from jetfoundry.data.root import jet_schema
-from jetfoundry.data.unit import convert_unit
 from jetfoundry.errors import InputError
 from jetfoundry.labels import FAMILIES
 
 __all__ = ["IngestConfig", "IngestReport", "file_key", "ingest", "write_manifest"]
 
-# `shards.*` and `delphes.*` may not, `input` only by name: they are compared with the plan, which knows the files.
-_MAY_CHANGE = ("features", "input", "output", "tree", "sample", "ray.address", "ray.num_cpus", "ray.object_store_gb")
+# `shards.*` and `delphes.*` may not; `input` and `schema` only by name: the plan knows the files and the columns.
+_MAY_CHANGE = (
+    "features", "input", "output", "tree", "schema", "patience", "sample", "verify", "memory_gb",
+    "ray.address", "ray.num_cpus", "ray.object_store_gb",
+)  # fmt: skip
+
+_LOCK = ".lock"  # the run that writes into the folder holds it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,15 +49,31 @@ class IngestConfig:
     """What to read and where to put the shards."""
 
     features: str = config.option("", "data YAML that training will use, only checked here; '' = none")
-    input: tuple[str, ...] = config.option((), "ROOT or Parquet files: paths, patterns, folders")
+    input: tuple[str, ...] = config.option(
+        (), "ROOT or Parquet files: paths, patterns, folders, URLs; each with its `group:` if it has one"
+    )
     output: str = config.option("data/shards", "shard folder")
     tree: str = config.option("", "name of the TTree or RNTuple; '' = the only one, or tree, or Events")
+    schema: str = config.option(
+        "", "schema YAML of other ntuples, e.g. datasets/schemas/jetclass.yaml; '' = JetClass-II"
+    )
+    patience: float = config.option(remote.PATIENCE, "for how long a server that does not answer is asked again [s]")
     sample: str = config.option("", "what the jets are, shown on plots; '' = what the files say (string `sample`)")
     delphes: DelphesConfig | None = config.option(
         None, "set if the inputs are Delphes events; all its keys are in datasets/jetclass2_delphes.yaml"
     )
+    verify: str = config.option("", "shard folder to compare with its manifest; nothing is ingested then")
+    memory_gb: float = config.option(0.0, "memory that all tasks together may take [GB], 0 = what Ray finds free")
     shards: ShardConfig = dataclasses.field(default_factory=ShardConfig)
     ray: ray_session.RayConfig = dataclasses.field(default_factory=ray_session.RayConfig)
+
+    def __post_init__(self) -> None:
+        if self.memory_gb < 0:
+            msg = f"memory_gb {self.memory_gb} must not be negative"
+            raise ValueError(msg)
+        if self.delphes and self.schema:
+            msg = f"schema {self.schema}: Delphes events give the columns of JetClass-II, leave one of the two out"
+            raise ValueError(msg)
 
 
 def file_key(arguments: Sequence[str]) -> str | None:
@@ -79,6 +102,9 @@ class IngestReport:
     set_aside_jets: dict[str, int]  # by reason, see check.py and delphes_jets.py
     left_out: dict[str, int]  # Delphes events and jets that give no row by the rules, by reason
     families: dict[str, int]  # jets of Res2P, Res34P and QCD
+    class_counts: dict[str, dict[str, int]]  # of each split, classes with jets only
+    shards: int
+    bytes: int  # of all shards
     new_jets: int  # written by this run; the others were there already
     seconds: float  # of this run, Ray's start included
     cpu_seconds: float  # of all units
@@ -88,33 +114,59 @@ class IngestReport:
         """Whether every jet of every input is in a shard; what the rules leave out of Delphes events does not count."""
         return not (self.set_aside_files or self.set_aside_ranges or self.set_aside_jets)
 
+    @property
+    def rates(self) -> dict[str, float]:
+        """Jets/s of this run, jets per CPU-second of all units, bytes per jet."""
+        jets = sum(self.jets.values())
+        return {
+            "jets_per_second": self.new_jets / self.seconds,
+            "jets_per_cpu_second": jets / max(self.cpu_seconds, 1e-9),
+            "bytes_per_jet": self.bytes / jets,
+        }
+
 
 def ingest(settings: IngestConfig) -> IngestReport:
     """Convert the inputs to shards, or go on with it; returns when the manifest is written.
 
-    Raises InputError if no jet can be used, the folder holds another ingest, or a shard cannot be written.
+    Raises InputError if no jet can be used, the folder holds another ingest or one that is running, or a shard cannot
+    be written.
     """
     started = time.perf_counter()
     folder = Path(settings.output)
+    layout = load_layout(settings.schema)
+    known = frozenset(jet_schema(layout=layout).names)
     if settings.features:
-        load_data_config(settings.features)  # a misspelt branch shows now, not in training
-    paths, stored = expand(settings.input), folder / "plan.json"
-    known = (settings.shards, settings.tree, settings.delphes)
-    plan = matching_plan(stored, paths, *known) if stored.exists() else None
+        load_data_config(settings.features, known=known)  # a misspelt branch shows now, not in training
+    paths, stored = expand(settings.input, settings.patience), folder / "plan.json"
+    same = (settings.shards, settings.tree, settings.delphes, layout, settings.patience)
     new_jets = 0
-    _sweep(folder)
-    if plan is None or _missing(plan, folder):
-        try:
-            with ray_session.session(**dataclasses.asdict(settings.ray)):
-                plan = plan or _new_plan(settings, paths)
-                with shards.writing("configuration", folder):
-                    runs.open_run(folder, settings, may_change=_MAY_CHANGE)
-                new_jets = _convert(plan, folder, _missing(plan, folder))
-        finally:
-            _sweep(folder)
-    manifest = write_manifest(plan, folder, settings.sample)
-    counts = [sum(column) for column in zip(*(s["class_counts"] for s in manifest["splits"].values()), strict=True)]
-    report = IngestReport(
+    with _alone(folder):
+        plan = matching_plan(stored, paths, *same) if stored.exists() else None
+        _sweep(folder)
+        if plan is None or _missing(plan, folder):
+            try:
+                with ray_session.session(**dataclasses.asdict(settings.ray)):
+                    plan = plan or _new_plan(settings, paths, layout)
+                    with shards.writing("configuration", folder):
+                        runs.open_run(folder, settings, may_change=_MAY_CHANGE)
+                    how = {"memory_gb": settings.memory_gb, "patience": settings.patience}
+                    new_jets = conversion.convert_units(plan, folder, _missing(plan, folder), **how)
+            finally:
+                _sweep(folder)
+        manifest = write_manifest(plan, folder, settings.sample)
+        report = _report(folder, plan, manifest, new_jets, time.perf_counter() - started)
+        figures = config.to_dict(report) | report.rates
+        figures.pop("folder")
+        with shards.writing("summary", folder):
+            runs.write_summary(folder, **figures)
+    return report
+
+
+def _report(folder: Path, plan: Plan, manifest: dict[str, Any], new_jets: int, seconds: float) -> IngestReport:
+    counts = {split: part["class_counts"] for split, part in manifest["splits"].items()}
+    total = [sum(column) for column in zip(*counts.values(), strict=True)]
+    records = [record for part in manifest["splits"].values() for record in part["shards"]]
+    return IngestReport(
         folder=folder,
         jets={split: part["rows"] for split, part in manifest["splits"].items()},
         manifest_hash=manifest["hash"],
@@ -123,16 +175,46 @@ def ingest(settings: IngestConfig) -> IngestReport:
         set_aside_entries=manifest["set_aside"]["entries"],
         set_aside_jets=manifest["set_aside"]["jets"],
         left_out=manifest["set_aside"]["left_out"],
-        families={name: sum(counts[index] for index in members) for name, members in FAMILIES.items()},
+        families=_families(plan.layout, total),
+        class_counts={
+            split: {name: count for name, count in zip(plan.layout.classes, column, strict=True) if count}
+            for split, column in counts.items()
+        },
+        shards=len(records),
+        bytes=sum(record["bytes"] for record in records),
         new_jets=new_jets,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         cpu_seconds=manifest["cpu_seconds"],
     )
-    figures = config.to_dict(report)
-    figures.pop("folder")
-    with shards.writing("summary", folder):
-        runs.write_summary(folder, **figures)
-    return report
+
+
+def _families(layout: Layout, counts: Sequence[int]) -> dict[str, int]:
+    """Jets of Res2P, Res34P and QCD; classes of another layout have no families."""
+    families = FAMILIES if layout == JETCLASS2 else {}
+    return {name: sum(counts[index] for index in members) for name, members in families.items()}
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other runs out of the folder, and wait for tasks that a killed run left behind."""
+    with contextlib.ExitStack() as stack:
+        with shards.writing("shard folder", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            alone = stack.enter_context(files.locked(folder / _LOCK))
+        if not alone:
+            msg = f"{folder}: another ingest is writing into it; wait for its end, or choose another folder"
+            raise InputError(msg)
+        with files.locked(folder / conversion.TASKS, wait=conversion.LEFT_BEHIND) as ended:
+            if not ended:
+                msg = f"{folder}: tasks of an ingest that was killed are still writing into it; end their Ray first"
+                raise InputError(msg)
+        try:
+            yield
+        finally:
+            if all(item.name in (_LOCK, conversion.TASKS) for item in folder.iterdir()):  # it came to nothing
+                for item in folder.iterdir():
+                    item.unlink()
+                folder.rmdir()
 
 
 def _sweep(folder: Path) -> None:
@@ -143,16 +225,22 @@ def _sweep(folder: Path) -> None:
                 stale.unlink(missing_ok=True)
 
 
-def _new_plan(settings: IngestConfig, paths: list[Path]) -> Plan:
-    rounding = settings.shards.round_doubles
-    inventory = take_inventory(paths, tree=settings.tree, round_doubles=rounding, delphes=settings.delphes)
+def _new_plan(settings: IngestConfig, paths: list[InputFile], layout: Layout) -> Plan:
+    inventory = take_inventory(
+        paths,
+        tree=settings.tree,
+        round_doubles=settings.shards.round_doubles,
+        delphes=settings.delphes,
+        layout=layout,
+        patience=settings.patience,
+    )
     if not inventory.sources:
         more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
         msg = f"none of the inputs can be used: {inventory.set_aside[0].reason}{more}"
         raise InputError(msg)
     if not settings.sample:
         _refuse_mixture(inventory.sources)
-    plan = make_plan(inventory, settings.shards, settings.delphes)
+    plan = make_plan(inventory, settings.shards, settings.delphes, layout)
     path = Path(settings.output) / "plan.json"
     with shards.writing("plan", path):
         files.write_json(path, plan.to_dict())
@@ -182,51 +270,6 @@ def _is_committed(folder: Path, unit: int) -> bool:
     return all(path.exists() and path.stat().st_size == size for path, size in written)
 
 
-def _convert(plan: Plan, folder: Path, todo: list[int]) -> int:
-    """Run the units `todo` as Ray tasks; returns the number of jets they wrote."""
-    import ray
-
-    task = functools.partial(_task, plan=plan, folder=folder.resolve())
-    at_once = ray.data.TaskPoolStrategy(size=min(len(todo), _tasks_at_once(plan)))
-    rows = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo))
-    entries = sum(r.stop - r.start for unit in todo for r in plan.units[unit])
-    jets = set_aside = 0
-    unit = "event" if plan.delphes else "jet"
-    with tqdm(total=entries, unit=unit, unit_scale=True, desc="ingest", disable=None) as bar:
-        for row in rows.map(task, num_cpus=1, compute=at_once).iter_rows():
-            if row["error"]:
-                msg = f"{row['error']}; what is committed is kept, the same command continues"
-                raise InputError(msg)
-            jets += row["jets"]
-            set_aside += row["set_aside"]
-            bar.update(row["entries"])
-            bar.set_postfix(set_aside=set_aside)
-    return jets
-
-
-def _tasks_at_once(plan: Plan) -> int:
-    """As many tasks as there are CPUs, but no more than fit into the memory that Ray knows of."""
-    import ray
-
-    resources = ray.cluster_resources()
-    per_jet = max(source.bytes_per_jet for source in plan.inventory.sources)
-    jets = max(sum(r.stop - r.start for r in unit) for unit in plan.units)
-    bytes_per_task = 2 * per_jet * jets + 300 * 2**20
-    fitting = int(resources.get("memory", bytes_per_task) // bytes_per_task)
-    return max(1, min(int(resources.get("CPU", 1)), fitting))
-
-
-def _task(row: dict[str, Any], plan: Plan, folder: Path) -> dict[str, Any]:
-    """One unit in a Ray worker. What is the input's fault comes back as text, to end the job with one line."""
-    try:
-        sidecar = convert_unit(plan, folder, row["unit"])
-    except InputError as error:
-        return {"unit": row["unit"], "jets": 0, "entries": 0, "set_aside": 0, "error": str(error)}
-    jets = sum(shard["rows"] for shard in sidecar["shards"])
-    set_aside = sidecar["set_aside"]["entries"] + sum(sidecar["set_aside"]["jets"].values())
-    return {"unit": row["unit"], "jets": jets, "entries": sidecar["entries"], "set_aside": set_aside, "error": ""}
-
-
 def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
     """Gather the sidecars into manifest.json; InputError if not a single jet is left."""
     sidecars = [files.read_json(shards.sidecar_path(folder, unit)) for unit in range(len(plan.units))]
@@ -248,12 +291,14 @@ def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
         "hash": shards.content_hash(digests),
         "plan": plan.hash,
         "sample": sample or plan.inventory.sources[0].sample,
-        "columns": jet_schema().names,
+        "schema": plan.layout.name,
+        "columns": jet_schema(layout=plan.layout).names,
+        "classes": list(plan.layout.classes),
         "row_group": plan.config.row_group,
         "splits": {split: shards.gather(split, sidecars) for split in shards.SPLITS},
         "histogram_edges": {"jet_pt": shards.PT_EDGES, "jet_sdmass": shards.MASS_EDGES},
         "inputs": [
-            {"path": source.path, "kind": source.kind, "tree": source.tree, "entries": source.entries}
+            {key: getattr(source, key) for key in ("path", "group", "kind", "tree", "entries")}
             for source in plan.inventory.sources
         ],
         "set_aside": {

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from jetfoundry.errors import InputError
 
-__all__ = ["Array", "Column", "Jagged", "from_arrow", "same_offsets", "segments", "to_arrow"]
+__all__ = ["Array", "Column", "Jagged", "after", "from_arrow", "same_offsets", "segments", "to_arrow"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -115,5 +115,12 @@ def segments(
     starts, counts = offsets[rows], offsets[rows + 1] - offsets[rows]
     if length is not None:
         counts = np.minimum(counts, length)
-    after = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-    return np.repeat(starts - after[:-1], counts) + np.arange(after[-1]), after
+    new = after(counts)
+    return np.repeat(starts - new[:-1], counts) + np.arange(new[-1]), new
+
+
+def after(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Offsets (B+1,) of lists with these numbers of particles (B,)."""
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets

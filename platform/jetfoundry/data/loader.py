@@ -1,73 +1,71 @@
-"""Shards to length-bucketed batches for one worker (the `direct` feed): exact, seeded, resumable anywhere.
+"""The two feeds of a training worker: exact, seeded, resumable anywhere, also with another number of workers.
 
-1. `pass_pieces`    all row groups of the split in an order drawn from (seed, pass); this worker's part of it
-2. window           some row groups at once: only the columns that the data YAML needs are read
-3. `DataConfig.apply`   formulas, selection, standardisation on flat buffers      -> features (F, N) + offsets
-4. `systematic_draw`    jets accepted or repeated by class, a whole number of batches
-5. batch            B jets, sorted by length, cut into micro-batches, each padded to its own longest jet
-                                                                                  -> (b, F, P), labels (b,)
+    order.py     which worker makes which windows of which pass         (seed, rank, world)
+    pieces.py    what a window holds: row groups, or entry ranges       jets as Arrow
+    window.py    a window -> batches, a pure function of (seed, pass, window)
 
-Training runs through endless passes; an epoch is a fixed number of steps, the same on every worker, so no worker
-ever waits for another that has no data left. Every random choice derives from (seed, pass, worker, window), so the
-position in the data is three integers. It travels with each batch, goes into the checkpoint, and a resumed
-run sees exactly the jets that an uninterrupted one would have seen.
+`direct`: the worker makes its windows itself, in a thread beside the training; the default for shards on storage that
+all nodes see. `ray`: tasks of Ray Data make them, on CPU nodes for workers on GPU nodes (`ray_feed.py`). The batches
+are the same, since both only call the function of window.py.
+
+Training runs through endless passes; an epoch is a fixed number of steps, the same on every worker. Within a pass each
+jet is on exactly one worker. The position in the data is a few integers: it travels with each batch and goes into the
+checkpoint, and a resumed run sees exactly the jets that an uninterrupted one would have seen.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import torch
+from typing import Any, Literal
 
 from jetfoundry import config
-from jetfoundry.data.batch import Batch, MicroBatch, Position
-from jetfoundry.data.features import DataConfig, Features
-from jetfoundry.data.sampling import SamplingConfig, class_multiplicity, systematic_draw
-from jetfoundry.data.shards import RowGroup, ShardSet, read_row_group
+from jetfoundry.data.batch import Batch, Position
+from jetfoundry.data.features import DataConfig
+from jetfoundry.data.order import Order
+from jetfoundry.data.pieces import JetSet
+from jetfoundry.data.sampling import JetUses, SamplingConfig, plan_uses
+from jetfoundry.data.window import BatchMaker, Window, choose_inputs
 from jetfoundry.errors import ConfigError, InputError
 
-__all__ = ["LoaderConfig", "every_jet", "jets_per_pass", "prefetched", "training_batches", "uses_per_pass"]
+__all__ = [
+    "LoaderConfig",
+    "every_jet",
+    "prefetched",
+    "resumed",
+    "training_batches",
+    "uses_per_pass",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """How shards become batches."""
+    """How stored jets become batches."""
 
-    batch_size: int = config.option(512, "jets of one optimiser step on one worker")
+    feed: Literal["direct", "ray"] = config.option(
+        "direct", "who makes the batches: direct = the worker itself; ray = tasks on any node with free CPUs"
+    )
+    batch_size: int = config.option(512, "jets of one optimiser step on one worker, at most")
     micro_batches: int = config.option(4, "parts of a batch, sorted by length, each padded to its longest jet")
     window: int = config.option(8, "row groups read and mixed at once")
     prefetch: int = config.option(4, "batches prepared ahead in a thread, 0 = none")
+    ray_tasks: int = config.option(2, "feed=ray: windows made at the same time for one worker, one CPU each")
+    inputs: tuple[str, ...] = config.option((), "inputs of the data YAML that batches carry, none = all")
 
     def __post_init__(self) -> None:
         if not 1 <= self.micro_batches <= self.batch_size:
             msg = f"wanted 1 <= micro_batches <= batch_size, got {self.micro_batches} and {self.batch_size}"
             raise ValueError(msg)
-        if self.window < 1 or self.prefetch < 0:
-            msg = f"window {self.window} must be >= 1 and prefetch {self.prefetch} >= 0"
+        if self.window < 1 or self.prefetch < 0 or self.ray_tasks < 1:
+            msg = f"window {self.window} and ray_tasks {self.ray_tasks} must be >= 1, prefetch {self.prefetch} >= 0"
             raise ValueError(msg)
 
 
-def pass_pieces(row_groups: Sequence[RowGroup], seed: int, passes: int, rank: int, world: int) -> list[Any]:
-    """This worker's (row group, rows) of one pass, in order; `rows` is a slice.
-
-    With fewer row groups than workers every worker takes every `world`-th jet of each row group instead.
-    Over all ranks each jet appears exactly once.
-    """
-    order = np.random.default_rng([seed, passes]).permutation(len(row_groups))
-    if len(row_groups) >= world:
-        return [(row_groups[i], slice(None)) for i in order[rank::world]]
-    return [(row_groups[i], slice(rank, None, world)) for i in order]
-
-
 def training_batches(
-    shards: ShardSet,
+    jets: JetSet,
     data: DataConfig,
     loader: LoaderConfig,
     sampling: SamplingConfig,
@@ -79,39 +77,43 @@ def training_batches(
 ) -> Iterator[tuple[Batch, Position]]:
     """Endless batches for worker `rank` of `world`, each with the position of the batch after it.
 
+    `start` is where this worker of an earlier run stopped, or what `resumed` says of one with other workers.
     Raises InputError if a whole pass holds no jet that the selection and the label scheme keep.
     """
-    uses_of_class = uses_per_pass(shards, data, sampling)
-    passes, window, first = start
-    while True:
-        pieces = pass_pieces(shards.row_groups, seed, passes, rank, world)
-        windows = max(1, len(pieces) // loader.window)  # the last one takes the rest: no window is short
-        found = window > 0 or first > 0
-        while window < windows:
-            end = None if window + 1 == windows else (window + 1) * loader.window
-            features = _read(pieces[window * loader.window : end], data)
-            uses = uses_of_class[features.labels]
-            if uses.sum() > 0:
-                found = True
-                rng = np.random.default_rng([seed, passes, rank, window])
-                count = max(1, round(uses.sum() / loader.batch_size))
-                drawn = systematic_draw(uses, count * loader.batch_size, rng)
-                for i in range(first, count):
-                    jets = drawn[i * loader.batch_size : (i + 1) * loader.batch_size]
-                    after = Position(passes, window, i + 1) if i + 1 < count else Position(passes, window + 1, 0)
-                    yield _batch(features, jets, loader.micro_batches), after
-            window, first = window + 1, 0
-        if not found:
+    maker = _maker(data, loader, uses_per_pass(jets, data, sampling))
+    order = Order(len(jets.row_groups), loader.window, seed)
+    if not start.deal:
+        start = start._replace(deal=order.start(world).deal)
+    positions, ahead = itertools.tee(order.walk(start, rank, world))
+    windows = (
+        Window(tuple(jets.row_groups[i] for i in order.pieces_of(at)), (seed, at.passes, at.window), at.batch)
+        for at in ahead
+    )
+    empty = 0
+    for (here, following), batches in zip(itertools.pairwise(positions), _feed(maker, windows, loader), strict=False):
+        ready = None
+        for number, batch in enumerate(batches, here.batch):
+            if ready is not None:
+                yield ready, here._replace(batch=number)
+            ready = batch
+        if ready is not None:
+            yield ready, following
+        empty = 0 if ready else empty + 1
+        if empty >= order.windows(here):
             msg = (
-                f"{shards.folder}: no jet of the {shards.split} split passes the selection of {data.where} and is "
+                f"{jets.folder}: no jet of the {jets.split} split passes the selection of {data.where} and is "
                 f"of one of its {data.num_classes} classes"
             )
             raise InputError(msg)
-        passes, window = passes + 1, 0
+
+
+def resumed(jets: JetSet, loader: LoaderConfig, seed: int, positions: Sequence[Position]) -> Position:
+    """Where workers of any number go on after as many as there are `positions`, with exactly the jets that are left."""
+    return Order(len(jets.row_groups), loader.window, seed).resume(positions)
 
 
 def every_jet(
-    shards: ShardSet,
+    jets: JetSet,
     data: DataConfig,
     loader: LoaderConfig,
     *,
@@ -119,55 +121,29 @@ def every_jet(
     world: int = 1,
 ) -> Iterator[Batch]:
     """Each jet that training would select exactly once (validation): same order every time, last batches shorter."""
-    pieces = [(group, slice(None)) for group in shards.row_groups[rank::world]]
-    for piece in pieces:
-        features = _read([piece], data)
-        for begin in range(0, len(features), loader.batch_size):
-            jets = np.arange(begin, min(begin + loader.batch_size, len(features)))
-            micro = min(loader.micro_batches, len(jets))
-            yield _batch(features, jets, micro)
+    windows = (Window((piece,)) for piece in jets.row_groups[rank::world])
+    return itertools.chain.from_iterable(_feed(_maker(data, loader), windows, loader))
 
 
-def uses_per_pass(shards: ShardSet, data: DataConfig, sampling: SamplingConfig) -> npt.NDArray[np.float64]:
-    """Expected uses per pass of a jet of each class (C,). Without a label scheme only natural sampling is possible:
-    the manifest counts JetClass-II classes, not those of the data YAML."""
+def uses_per_pass(jets: JetSet, data: DataConfig, sampling: SamplingConfig) -> JetUses:
+    """How often training uses the jets; ConfigError if the data YAML has no classes or not what the sampling needs."""
     if not data.num_classes:
         msg = f"{data.where}: labels: no classes to train on; name a label scheme in the recipe, e.g. labels=sophon188"
         raise ConfigError(msg)
-    if data.labels.scheme is not None:
-        return class_multiplicity(shards.class_counts, data.labels.scheme, sampling)
-    if sampling.balance != "natural":
-        msg = f"{data.where}: sampling.balance={sampling.balance} needs a label scheme; use sampling.balance=natural"
-        raise ConfigError(msg)
-    return np.ones(data.num_classes)
+    return plan_uses(jets, data, sampling)
 
 
-def jets_per_pass(shards: ShardSet, data: DataConfig, sampling: SamplingConfig) -> float:
-    """How many jets one pass over the split is expected to draw, before the selection."""
-    scheme = data.labels.scheme
-    if scheme is None:
-        return float(shards.rows)
-    table, counts = np.asarray(scheme.table), np.asarray(shards.class_counts)
-    return float(np.dot(uses_per_pass(shards, data, sampling)[table[table >= 0]], counts[table >= 0]))
+def _maker(data: DataConfig, loader: LoaderConfig, uses: JetUses | None = None) -> BatchMaker:
+    return BatchMaker(choose_inputs(data, loader.inputs), loader.batch_size, loader.micro_batches, uses)
 
 
-def _read(pieces: Sequence[Any], data: DataConfig) -> Features:
-    """Read pieces and run the data YAML; jets without a class are left out."""
-    tables = [read_row_group(group, data.columns) for group, _ in pieces]
-    rows = [table.take(np.arange(table.num_rows)[cut]) if cut != slice(None) else table
-            for table, (_, cut) in zip(tables, pieces, strict=True)]  # fmt: skip
-    features = data.apply(pa.concat_tables(rows), training=True)
-    return features if (features.labels >= 0).all() else features.take(np.flatnonzero(features.labels >= 0))
+def _feed(maker: BatchMaker, windows: Iterator[Window], loader: LoaderConfig) -> Iterator[Iterator[Batch]]:
+    """The batches of each window, in order; Ray is imported only if it is wanted."""
+    if loader.feed == "direct":
+        return map(maker, windows)
+    from jetfoundry.data.ray_feed import made_by_ray
 
-
-def _batch(features: Features, jets: npt.NDArray[np.int64], micro_batches: int) -> Batch:
-    """Sort the jets by length and pad each part to its own longest jet."""
-    jets = jets[np.argsort(np.diff(features.offsets)[jets], kind="stable")]
-    micro = []
-    for part in np.array_split(jets, micro_batches):
-        inputs = {name: torch.from_numpy(values) for name, values in features.pad_all(part).items()}
-        micro.append(MicroBatch(inputs, torch.from_numpy(features.labels[part])))
-    return Batch(tuple(micro), len(jets))
+    return made_by_ray(maker, windows, loader.ray_tasks)
 
 
 def prefetched(items: Callable[[], Iterator[Any]], depth: int) -> Generator[Any, None, None]:

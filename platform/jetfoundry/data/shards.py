@@ -1,25 +1,24 @@
 """The shard folder: what a finished ingest looks like, how a unit is committed, and how training opens it.
 
     plan.json                       inputs, settings, units                                   (plan.py)
-    train/shard-00012-03.parquet    unit 12, piece 3: zstd, row groups of some 1000 jets, no nulls
+    train/shard-00012-03.parquet    unit 12, piece 3: row groups of some 1000 jets, no nulls
     val/…  test/…                   the same for the other splits
     units/00012.json                sidecar of unit 12: its shards (rows, bytes, sha256, class counts), histogram,
                                     what was set aside, seconds. It is written last: the unit exists from then on.
     units/00012.set-aside.jsonl     one line per jet or range set aside: file, entry, reason, field, value
     manifest.json                   all sidecars in one, written when all units are there; `hash` names the content
 
-Shards keep the 54 JetClass-II columns and two of provenance. Floats are byte-stream-split before zstd: 23 % smaller
-than plain zstd at the same reading speed (mantissas are noise, exponents are not). Pages carry checksums.
+Shards keep the columns of the layout (54 for JetClass-II) and two of provenance. Pages carry checksums. LZ4 is the
+default since it takes least CPU time in writing and reading; zstd after byte-stream split (mantissas are noise,
+exponents are not) is a sixth smaller: `shards.compression`, and the table in docs/benchmarks.
 """
 
 from __future__ import annotations
 
 import base64
-import concurrent.futures
 import contextlib
 import dataclasses
 import errno
-import functools
 import hashlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,12 +30,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jetfoundry import files, schema
+from jetfoundry import files
+from jetfoundry.data.parquet_writer import write_parquet
 from jetfoundry.errors import InputError, nearest
 from jetfoundry.labels import CLASSES
 
 __all__ = [
     "FORMAT",
+    "MANIFEST_KEYS",
     "MASS_EDGES",
     "PT_EDGES",
     "SPLITS",
@@ -47,17 +48,20 @@ __all__ = [
     "histogram",
     "open_shards",
     "pack_counts",
+    "read_manifest",
     "read_row_group",
     "shard_path",
     "sidecar_path",
     "unpack_counts",
-    "verify",
     "write_shard",
     "writing",
 ]
 
 FORMAT = 1
 """Version of the folder's layout, stored in the manifest; readers refuse a newer one."""
+
+MANIFEST_KEYS: tuple[str, ...] = ("sample", "hash", "row_group", "splits")
+"""What every manifest holds besides its format; the rest is for `verify` and for people."""
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 """Names of the splits and of their folders."""
@@ -68,8 +72,7 @@ PT_EDGES: tuple[float, ...] = (200, 240, 287, 344, 412, 493, 590, 707, 847, 1014
 MASS_EDGES: tuple[float, ...] = (20, *range(30, 501, 10))
 """Edges of jet_sdmass [GeV] of the same histogram."""
 
-_SHAPE = (len(CLASSES), len(PT_EDGES) - 1, len(MASS_EDGES) - 1)
-_LEVEL = 3  # of zstd; 6 saves one per cent and doubles the time
+_BINS = (len(PT_EDGES) - 1, len(MASS_EDGES) - 1)
 
 
 def shard_path(split: str, unit: int, piece: int) -> str:
@@ -82,31 +85,28 @@ def sidecar_path(folder: Path, unit: int) -> Path:
     return folder / "units" / f"{unit:05d}.json"
 
 
-def histogram(label: npt.NDArray[Any], pt: npt.NDArray[Any], sdmass: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Jets (B,) counted by class, jet_pt [GeV] and jet_sdmass [GeV]: (188, 14, 48).
+def histogram(
+    label: npt.NDArray[Any], pt: npt.NDArray[Any], sdmass: npt.NDArray[Any], classes: int = len(CLASSES)
+) -> npt.NDArray[np.int64]:
+    """Jets (B,) counted by class, jet_pt [GeV] and jet_sdmass [GeV]: (`classes`, 14, 48).
 
     Bins include their lower edge; a jet outside the edges is not counted.
     """
     i = np.searchsorted(PT_EDGES, pt, "right") - 1
     j = np.searchsorted(MASS_EDGES, sdmass, "right") - 1
-    inside = (i >= 0) & (i < _SHAPE[1]) & (j >= 0) & (j < _SHAPE[2])
-    flat = np.ravel_multi_index((label[inside], i[inside], j[inside]), _SHAPE)
-    return np.bincount(flat, minlength=np.prod(_SHAPE)).reshape(_SHAPE)
+    inside = (i >= 0) & (i < _BINS[0]) & (j >= 0) & (j < _BINS[1])
+    flat = np.ravel_multi_index((label[inside], i[inside], j[inside]), (classes, *_BINS))
+    return np.bincount(flat, minlength=classes * _BINS[0] * _BINS[1]).reshape(classes, *_BINS)
 
 
 def pack_counts(counts: npt.NDArray[np.int64]) -> str:
     """A histogram as text for JSON: base64 of zlib of little-endian int64 in C order. Mostly zeros, so it is short."""
-    return base64.b64encode(zlib.compress(counts.astype("<i8").tobytes())).decode()
+    return base64.b64encode(zlib.compress(counts.astype("<i8").tobytes(), 1)).decode()
 
 
 def unpack_counts(text: str) -> npt.NDArray[np.int64]:
-    """The histogram (188, 14, 48) from the text that `pack_counts` made."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i8").reshape(_SHAPE).astype(np.int64)
-
-
-@functools.cache
-def _float_leaves() -> tuple[str, ...]:
-    return tuple(c.name + (".list.element" if c.jagged else "") for c in schema.COLUMNS if c.kind == "float32")
+    """The histogram (classes, 14, 48) from the text that `pack_counts` made."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i8").reshape(-1, *_BINS).astype(np.int64)
 
 
 @contextlib.contextmanager
@@ -120,24 +120,16 @@ def writing(what: str, path: Path) -> Iterator[None]:
         raise InputError(msg) from error
 
 
-def write_shard(folder: Path, relative: str, table: pa.Table, row_group: int) -> dict[str, Any]:
-    """Write one shard atomically; return what the sidecar says of it.
+def write_shard(
+    folder: Path, relative: str, table: pa.Table, row_group: int, classes: int = len(CLASSES), codec: str = "lz4"
+) -> dict[str, Any]:
+    """Write one shard atomically; return what the sidecar says of it. `classes`: length of its class_counts.
 
     Raises InputError with the operating system's reason if it cannot be written (no space left, say).
     """
     path = folder / relative
     with writing(f"shard {relative}", path), files.committed(path) as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            row_group_size=row_group,
-            compression="zstd",
-            compression_level=_LEVEL,
-            use_dictionary=False,
-            use_byte_stream_split=list(_float_leaves()),
-            write_page_checksum=True,
-        )
-        size, digest = temporary.stat().st_size, files.sha256_file(temporary)
+        size, digest = write_parquet(temporary, table, row_group, codec, split_floats=codec == "zstd")
     label = table.column("jet_label").to_numpy()
     return {
         "path": relative,
@@ -145,18 +137,17 @@ def write_shard(folder: Path, relative: str, table: pa.Table, row_group: int) ->
         "rows": table.num_rows,
         "bytes": size,
         "sha256": digest,
-        "class_counts": np.bincount(label, minlength=len(CLASSES)).tolist(),
+        "class_counts": np.bincount(label, minlength=classes).tolist(),
     }
 
 
 def gather(split: str, sidecars: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The manifest's record of one split: rows, class_counts (188), histogram (packed), shards."""
+    """The manifest's record of one split: rows, class_counts (classes), histogram (packed), shards."""
     records = [shard for sidecar in sidecars for shard in sidecar["shards"] if shard["split"] == split]
-    counts, bins = np.zeros(len(CLASSES), np.int64), np.zeros(_SHAPE, np.int64)
+    bins = np.sum([unpack_counts(sidecar["histograms"][split]) for sidecar in sidecars], axis=0)
+    counts = np.zeros(len(bins), np.int64)
     for record in records:
         counts += np.asarray(record["class_counts"])
-    for sidecar in sidecars:
-        bins += unpack_counts(sidecar["histograms"][split])
     return {
         "rows": sum(record["rows"] for record in records),
         "class_counts": counts.tolist(),
@@ -183,8 +174,9 @@ class RowGroup:
 class ShardSet:
     """One split of a shard folder.
 
-    `class_counts` (188,) and `histogram` (188, 14, 48), see `histogram`, count its jets; `manifest_hash` names the
-    content of the whole folder; `sample` says what the jets are and stands on plots.
+    `class_counts` (classes,) and `histogram` (classes, 14, 48), see `histogram`, count its jets; `manifest_hash` names
+    the content of the whole folder; `sample` says what the jets are and stands on plots. `classes` are the names that
+    jet_label counts, `columns` those of the shards.
     """
 
     folder: Path
@@ -194,6 +186,8 @@ class ShardSet:
     class_counts: npt.NDArray[np.int64]
     histogram: npt.NDArray[np.int64]
     manifest_hash: str
+    classes: tuple[str, ...] = CLASSES
+    columns: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -201,23 +195,35 @@ class ShardSet:
         return sum(group.rows for group in self.row_groups)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, needed: Sequence[str] = MANIFEST_KEYS) -> dict[str, Any]:
+    """The manifest of a finished ingest; InputError if there is none, or none that this version can read.
+
+    `needed` are the keys that must be there.
+    """
     path = folder / "manifest.json"
     if not path.exists():
         state = "its ingest is not finished, run it again" if (folder / "plan.json").exists() else "no shard folder"
         msg = f"{path}: no manifest: {state}"
         raise InputError(msg)
-    manifest: dict[str, Any] = files.read_json(path)
-    if manifest.get("format", 0) > FORMAT:
-        msg = f"{path}: format {manifest['format']}, this version reads up to {FORMAT}"
+    manifest = files.read_json(path)
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        msg = f"{path}: not the manifest of a shard folder: wanted a format number, got {str(version)[:40]}"
         raise InputError(msg)
-    return manifest
+    if not 1 <= version <= FORMAT:
+        msg = f"{path}: format {version}, this version reads up to {FORMAT}"
+        raise InputError(msg)
+    lacking = [key for key in needed if key not in manifest]
+    if lacking:
+        msg = f"{path}: format {version}, but without {', '.join(lacking)}; damaged, or written by another version"
+        raise InputError(msg)
+    return dict(manifest)
 
 
 def open_shards(folder: str | Path, split: str) -> ShardSet:
     """Open `train`, `val` or `test` of a shard folder. Reads the manifest only, not a single shard."""
     root = Path(folder)
-    manifest = _manifest(root)
+    manifest = read_manifest(root)
     if split not in manifest["splits"]:
         msg = f"{root}: no split {split!r}; {nearest(split, manifest['splits'])}"
         raise InputError(msg)
@@ -228,7 +234,17 @@ def open_shards(folder: str | Path, split: str) -> ShardSet:
         for index in range(-(-shard["rows"] // size))
     ]
     counts = np.asarray(part["class_counts"], np.int64)
-    return ShardSet(root, split, manifest["sample"], groups, counts, unpack_counts(part["histogram"]), manifest["hash"])
+    return ShardSet(
+        folder=root,
+        split=split,
+        sample=manifest["sample"],
+        row_groups=groups,
+        class_counts=counts,
+        histogram=unpack_counts(part["histogram"]),
+        manifest_hash=manifest["hash"],
+        classes=tuple(manifest.get("classes", CLASSES)),  # not there in manifests of older versions
+        columns=tuple(manifest.get("columns", ())),
+    )
 
 
 def read_row_group(group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
@@ -246,33 +262,3 @@ def read_row_group(group: RowGroup, columns: Sequence[str] | None = None) -> pa.
             msg = f"{group.path}: no column {name!r}; {nearest(name, names)}"
             raise InputError(msg)
     return table
-
-
-def verify(folder: str | Path) -> list[str]:
-    """Compare every shard with the manifest; one line per fault, none if all is well.
-
-    Found: a missing shard, another size, checksum or number of rows, and shards that the manifest does not know.
-    """
-    root = Path(folder)
-    manifest = _manifest(root)
-    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        faults = [fault for fault in pool.map(lambda shard: _shard_fault(root, shard), shards) if fault]
-    known = {shard["path"] for shard in shards}
-    present = {path.relative_to(root).as_posix() for split in SPLITS for path in (root / split).glob("*.parquet")}
-    faults += [f"{path}: not in the manifest" for path in sorted(present - known)]
-    if content_hash(shard["sha256"] for shard in shards) != manifest["hash"]:
-        faults.append("manifest.json: its hash does not belong to its list of shards")
-    return faults
-
-
-def _shard_fault(root: Path, shard: dict[str, Any]) -> str:
-    path, name = root / shard["path"], shard["path"]
-    if not path.exists():
-        return f"{name}: missing"
-    if path.stat().st_size != shard["bytes"]:
-        return f"{name}: {path.stat().st_size} bytes, the manifest says {shard['bytes']}"
-    if files.sha256_file(path) != shard["sha256"]:
-        return f"{name}: its SHA-256 is not that of the manifest"
-    rows = pq.read_metadata(path).num_rows
-    return "" if rows == shard["rows"] else f"{name}: {rows} rows, the manifest says {shard['rows']}"

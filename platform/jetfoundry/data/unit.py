@@ -9,9 +9,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import gc
+import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,42 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from jetfoundry import files
-from jetfoundry.data import shards
+from jetfoundry.data import mixing, remote, shards
 from jetfoundry.data.check import check_jets
 from jetfoundry.data.delphes import DelphesReader, open_source
 from jetfoundry.data.delphes_jets import LEFT_OUT
+from jetfoundry.data.inventory import stamp
+from jetfoundry.data.layouts import Layout
 from jetfoundry.data.plan import Plan, Range, split_of
-from jetfoundry.data.root import DamagedFile, JetReader, jet_schema
+from jetfoundry.data.reader import DamagedFile, JetReader
+from jetfoundry.errors import InputError
 
 __all__ = ["convert_unit"]
 
 _SALVAGE = 500  # entries: a damaged range is halved down to this size to save what is well
 
 
-def convert_unit(plan: Plan, folder: Path, unit: int) -> dict[str, Any]:
-    """Convert unit number `unit` and return its sidecar.
+def convert_unit(plan: Plan, folder: Path, unit: int, patience: float = remote.PATIENCE) -> dict[str, Any]:
+    """Convert unit number `unit` and return its sidecar; `patience` [s] is for servers that do not answer.
 
     Sidecar: `shards` (path, split, rows, bytes, sha256, class_counts (188)), `histograms` by split
     (`shards.pack_counts`), `set_aside` (`jets` by reason, `left_out` likewise for reasons that are part of the
     rules, see delphes_jets.py, `entries` in ranges that could not be decoded, their `ranges`), `entries` of the plan,
-    `seconds` and `cpu_seconds`. Raises InputError if a file cannot be read or a shard cannot be written.
+    `seconds` and `cpu_seconds`. Raises InputError if a file cannot be read or has changed, or a shard cannot be
+    written: nothing is committed then.
     """
     wall, cpu = time.perf_counter(), time.process_time()
+    gc.freeze()  # what was there before is not looked through again and again while uproot makes its many objects
+    try:
+        return _convert(plan, folder, unit, patience, wall, cpu)
+    finally:
+        gc.collect()  # uproot's models refer to each other in circles; a worker lives for many units
+        gc.unfreeze()
+
+
+def _convert(plan: Plan, folder: Path, unit: int, patience: float, wall: float, cpu: float) -> dict[str, Any]:
     faults: list[dict[str, Any]] = []
-    jets = _concatenate(list(_read(plan, unit, faults)))
+    jets = mixing.join(list(_read(plan, unit, faults, patience)), plan.layout)
     written, histograms = _write(plan, folder, unit, jets)
     unreadable = [fault for fault in faults if fault["reason"] == "unreadable"]
     reasons = collections.Counter(fault["reason"] for fault in faults if fault["reason"] != "unreadable")
@@ -66,22 +80,38 @@ def convert_unit(plan: Plan, folder: Path, unit: int) -> dict[str, Any]:
             lines = "".join(json.dumps(fault) + "\n" for fault in faults)
             files.write_text(path.with_suffix(".set-aside.jsonl"), lines)
         files.write_json(path, sidecar)
-    del jets
-    gc.collect()  # uproot's models refer to each other in circles; a worker lives for many units
     return sidecar
 
 
-def _read(plan: Plan, unit: int, faults: list[dict[str, Any]]) -> Iterator[pa.Table]:
-    """Tables of good jets, range by range; what is set aside is appended to `faults`."""
+def _read(plan: Plan, unit: int, faults: list[dict[str, Any]], patience: float) -> Iterator[pa.Table]:
+    """Tables of good jets, range by range; what is set aside is appended to `faults`.
+
+    InputError if a file is not, after reading, the one that was planned: its ranges may be a mixture of two.
+    """
     ranges_of_file: dict[int, list[Range]] = {}
     for part in plan.units[unit]:
         ranges_of_file.setdefault(part.file, []).append(part)
     for index, ranges in ranges_of_file.items():
         source = plan.inventory.sources[index]
-        with open_source(source.path, tree=source.tree, file_index=index, delphes=plan.delphes) as reader:
-            for part in ranges:
-                for table in _salvage(reader, part.start, part.stop, plan.config.round_doubles, faults):
-                    yield _good_jets(table, source.path, faults)
+        how: dict[str, Any] = {"tree": source.tree, "file_index": index, "layout": plan.layout, "patience": patience}
+        with open_source(source.path, delphes=plan.delphes, **how) as reader:
+            for start, stop in _neighbours(ranges, source.clusters):
+                for table in _salvage(reader, start, stop, plan.config.round_doubles, faults):
+                    yield _good_jets(table, source.path, plan.layout, faults)
+        if stamp(source.path, patience) != (source.size, source.mtime_ns):
+            msg = f"{source.path}: changed while it was read, or since the plan was made; ingest into a new folder "
+            msg += "when nobody writes it any more"
+            raise InputError(msg)
+
+
+def _neighbours(ranges: Sequence[Range], clusters: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of one file, in their order; neighbours in one cluster become one, since it is decoded whole."""
+    inside = set(clusters)
+    start = ranges[0].start
+    for part, following in itertools.zip_longest(ranges, ranges[1:]):
+        if following is None or following.start != part.stop or part.stop in inside:
+            yield start, part.stop
+            start = following.start if following else part.stop
 
 
 def _salvage(
@@ -105,8 +135,8 @@ def _salvage(
         yield from _salvage(reader, middle, stop, round_doubles, faults)
 
 
-def _good_jets(table: pa.Table, path: str, faults: list[dict[str, Any]]) -> pa.Table:
-    good, bad = check_jets(table)
+def _good_jets(table: pa.Table, path: str, layout: Layout, faults: list[dict[str, Any]]) -> pa.Table:
+    good, bad = check_jets(table, layout)
     if not bad:
         return table
     entries = table.column("source_entry").to_numpy()
@@ -116,24 +146,10 @@ def _good_jets(table: pa.Table, path: str, faults: list[dict[str, Any]]) -> pa.T
     return table.filter(pa.array(good))
 
 
-def _concatenate(tables: list[pa.Table]) -> pa.Table:
-    """One table in one chunk; column by column, so that only one column is ever held twice."""
-    schema = jet_schema()
-    parts = [table.columns for table in tables]
-    tables.clear()
-    columns = []
-    for i, field in enumerate(schema):
-        chunks = [chunk for part in parts for chunk in part[i].chunks]
-        columns.append(pa.concat_arrays(chunks) if chunks else pa.array([], field.type))
-        for part in parts:
-            part[i] = None
-    return pa.table(columns, schema=schema)
-
-
-def _splits(plan: Plan, jets: pa.Table) -> npt.NDArray[np.int8]:
+def _splits(plan: Plan, jets: mixing.MixedJets) -> npt.NDArray[np.int8]:
     """Index into `shards.SPLITS` (B,) of each jet."""
-    file, entry = jets.column("source_file").to_numpy(), jets.column("source_entry").to_numpy()
-    splits = np.zeros(jets.num_rows, np.int8)
+    file, entry = jets.column("source_file"), jets.column("source_entry")
+    splits = np.zeros(len(jets), np.int8)
     for index in np.unique(file).tolist():
         here = file == index
         path = plan.inventory.sources[index].path
@@ -141,20 +157,20 @@ def _splits(plan: Plan, jets: pa.Table) -> npt.NDArray[np.int8]:
     return splits
 
 
-def _write(plan: Plan, folder: Path, unit: int, jets: pa.Table) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _write(plan: Plan, folder: Path, unit: int, jets: mixing.MixedJets) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Write the shards of all splits in an order drawn from (seed, unit); returns their records and histograms."""
-    settings = plan.config
+    settings, classes = plan.config, len(plan.layout.classes)
     splits = _splits(plan, jets)
-    order = np.random.default_rng([settings.seed, unit]).permutation(jets.num_rows)
-    label, pt, sdmass = (jets.column(name).to_numpy() for name in ("jet_label", "jet_pt", "jet_sdmass"))
+    order = np.random.default_rng([settings.seed, unit]).permutation(len(jets))
+    label, pt, sdmass = (jets.column(name) for name in ("jet_label", "jet_pt", "jet_sdmass"))
     written, histograms = [], {}
     for number, split in enumerate(shards.SPLITS):
         rows = order[splits[order] == number]
-        histograms[split] = shards.pack_counts(shards.histogram(label[rows], pt[rows], sdmass[rows]))
+        histograms[split] = shards.pack_counts(shards.histogram(label[rows], pt[rows], sdmass[rows], classes))
         pieces = max(1, round(len(rows) / settings.jets_per_shard))
         for piece, chosen in enumerate(np.array_split(rows, pieces)):
             if len(chosen):
                 path = shards.shard_path(split, unit, piece)
-                table = jets.take(pa.array(chosen))
-                written.append(shards.write_shard(folder, path, table, settings.row_group))
+                how = settings.row_group, classes, settings.compression
+                written.append(shards.write_shard(folder, path, jets.take(chosen), *how))
     return written, histograms

@@ -56,11 +56,11 @@ def score_files(options: ScoreConfig) -> dict[str, Any]:
 
     network = open_network(options.model)
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    paths = expand(options.input)
+    paths = [file.path for file in expand(options.input)]
     with open_jets(paths[0]) as first:
         observers = [name for name in network.data.observers if name in first.names]
     columns = {*network.data.input_columns, *observers} - {*_PROVENANCE}
-    jets = read_jets([str(path) for path in paths], columns=sorted(columns))
+    jets = read_jets(paths, columns=sorted(columns))
     scored = jets.map_batches(
         ScoreBlock,
         fn_constructor_kwargs={

@@ -9,16 +9,22 @@ committed checkpoint.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from jetfoundry import config, files, ray_session
 from jetfoundry.data.batch import INPUTS
+from jetfoundry.data.data_config import KNOWN_COLUMNS
+from jetfoundry.data.data_statistics import complete
 from jetfoundry.data.features import DataConfig, load_data_config
-from jetfoundry.data.loader import jets_per_pass, uses_per_pass
-from jetfoundry.data.shards import ShardSet, open_shards
+from jetfoundry.data.loader import uses_per_pass
+from jetfoundry.data.pieces import JetFiles, JetSet, is_shard_folder, open_jet_set
+from jetfoundry.data.sampling import balance_of
+from jetfoundry.data.shards import open_shards
 from jetfoundry.errors import ConfigError, InputError, nearest
 from jetfoundry.models.particle_transformer import ParTConfig
 from jetfoundry.models.presets import PRESETS
@@ -27,8 +33,6 @@ from jetfoundry.train.ray_worker import train_worker
 from jetfoundry.train.recipe import MAY_CHANGE, Recipe, WorkersConfig
 
 __all__ = ["model_config", "plan", "pretrain", "steps_per_epoch"]
-
-log = logging.getLogger(__name__)
 
 
 def model_config(recipe: Recipe, data: DataConfig) -> ParTConfig:
@@ -48,45 +52,60 @@ def model_config(recipe: Recipe, data: DataConfig) -> ParTConfig:
     return config.build(ParTConfig, tree | {"input_dim": rows[0], "num_classes": data.num_classes}, "model.change")
 
 
-def steps_per_epoch(recipe: Recipe, shards: ShardSet, data: DataConfig) -> int:
+def steps_per_epoch(recipe: Recipe, jets: JetSet, data: DataConfig) -> int:
     """Steps of one epoch: as given, or one pass over the jets that the sampling uses."""
     if recipe.train.steps_per_epoch:
         return recipe.train.steps_per_epoch
-    jets = jets_per_pass(shards, data, recipe.sampling)
-    return max(1, round(jets / (recipe.loader.batch_size * recipe.workers.num_workers)))
+    expected = uses_per_pass(jets, data, recipe.sampling).per_pass
+    return max(1, round(expected / (recipe.loader.batch_size * recipe.workers.num_workers)))
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
-    """Check everything that can be checked without reading a jet; what the workers need to know.
+    """Check everything that can be checked before training; what the workers need to know.
 
+    Jets are read for what the data YAML leaves to the data, and of files that were not ingested to count the classes.
     Raises InputError or ConfigError, before anything is written or started.
     """
-    train, val = open_shards(recipe.data, "train"), open_shards(recipe.data, "val")
-    for shards in (train, val):
-        if not shards.rows:
-            msg = f"{recipe.data}: the {shards.split} split holds no jets; ingest more, or with other split fractions"
+    known = _known_columns(recipe.data)
+    raw = load_data_config(recipe.features, known=known, scheme=recipe.labels)
+    counted = raw.labels.scheme is not None
+    train, val = (open_jet_set(recipe.data, split, columns=raw.columns, count=counted) for split in ("train", "val"))
+    for jets in (train, val):
+        if not jets.rows:
+            msg = f"{recipe.data}: the {jets.split} split holds no jets; ingest more, or with other split fractions"
             raise InputError(msg)
-    data = load_data_config(recipe.features, scheme=recipe.labels)
+    text = complete(
+        recipe.features,
+        train,
+        known=known,
+        scheme=recipe.labels,
+        weights=balance_of(recipe.sampling, raw) == "yaml",
+        skip_empty=recipe.sampling.empty_classes == "skip",
+    )
+    data = load_data_config(yaml.safe_load(text), known=known, scheme=recipe.labels)
     uses_per_pass(train, data, recipe.sampling)
-    if data.weights:
-        log.warning(
-            "%s: its weights section is not used yet; sampling.balance=%s decides", data.where, recipe.sampling.balance
-        )
     spec = {
         # Workers change directory and may run on another machine: absolute paths, and the YAML's text itself.
         "recipe": config.to_dict(recipe) | {"data": str(Path(recipe.data).resolve())},
-        "data_yaml": Path(recipe.features).read_text(encoding="utf-8"),
+        "data_yaml": text,
         "model": config.to_dict(model_config(recipe, data)),
         "steps_per_epoch": steps_per_epoch(recipe, train, data),
         "manifest_hash": train.manifest_hash,
+        "files": {"train": train, "val": val} if isinstance(train, JetFiles) else None,
     }
     identity = {
         "recipe": config.fingerprint(recipe, ignore=MAY_CHANGE),
-        "features": data.hash,
+        "features": raw.hash,
         "data": train.manifest_hash,
         "model": json.dumps(spec["model"], sort_keys=True),
     }
     return spec | {"identity": identity, "classes": list(data.classes)}
+
+
+def _known_columns(data: str) -> Collection[str]:
+    """The columns that formulas may read: those of the shards, JetClass-II's else."""
+    stored = open_shards(data, "train").columns if is_shard_folder(data) else ()
+    return {*stored, "source_file", "source_entry"} if stored else KNOWN_COLUMNS
 
 
 def pretrain(recipe: Recipe, run: Path, spec: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -96,13 +115,26 @@ def pretrain(recipe: Recipe, run: Path, spec: dict[str, Any] | None = None) -> d
     """
     spec = (spec or plan(recipe)) | {"run": str(run.resolve())}
     steps = spec["steps_per_epoch"]
-    jets_per_epoch = steps * recipe.loader.batch_size * recipe.workers.num_workers
-    with progress_bar(run / "metrics.jsonl", jets_per_epoch, recipe.train.epochs):
+    jets_per_step = recipe.loader.batch_size * recipe.workers.num_workers
+    _check_cpus(recipe)
+    with progress_bar(run / "metrics.jsonl", steps * jets_per_step, recipe.train.epochs):
         result = _fit(_trainer(spec, recipe.workers))
     best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["val_accuracy"])
     with best.as_directory() as folder, files.committed(run / "model.pt") as temporary:
         shutil.copyfile(Path(folder) / "model.pt", temporary)
-    return {"best": metrics, "timing": result.return_value, "steps_per_epoch": steps, "jets_per_epoch": jets_per_epoch}
+    steps = result.return_value["steps_per_epoch"]
+    return {"best": metrics, **result.return_value, "jets_per_epoch": steps * jets_per_step}
+
+
+def _check_cpus(recipe: Recipe) -> None:
+    """Without a CPU beside the workers the tasks of the `ray` feed would wait for ever."""
+    free = ray_session.available_cpus() - recipe.workers.num_workers * recipe.workers.cpus_per_worker
+    if recipe.loader.feed == "ray" and free < 1:
+        msg = (
+            f"loader.feed=ray needs a CPU that no worker has reserved, {free:g} of {ray_session.available_cpus()} are "
+            "left; lower workers.cpus_per_worker or take loader.feed=direct"
+        )
+        raise ConfigError(msg)
 
 
 def _fit(trainer: Any) -> Any:

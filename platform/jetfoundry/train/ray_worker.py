@@ -1,7 +1,8 @@
 """What every training process does under Ray Train: open its part of the data, train, report checkpoints.
 
 Ray continues a run silently even under a changed configuration, so the identity of recipe, data YAML, shards and
-architecture travels in the checkpoint and is compared here.
+architecture travels in the checkpoint and is compared here. So do the positions of all workers in the data: a run may
+continue with another number of them, on exactly the jets of the pass that are left. Its epochs keep their steps.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch.nn import functional
 from jetfoundry import config, runs
 from jetfoundry.data.batch import Batch, Position
 from jetfoundry.data.features import load_data_config
-from jetfoundry.data.loader import every_jet, prefetched, training_batches
+from jetfoundry.data.loader import every_jet, prefetched, resumed, training_batches
+from jetfoundry.data.pieces import JetSet
 from jetfoundry.data.shards import open_shards
 from jetfoundry.errors import CheckpointError, InputError
 from jetfoundry.models.checkpoints import load_state, save_model, save_state
@@ -34,7 +36,8 @@ __all__ = ["train_worker"]
 
 
 def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
-    """Train as one of the workers of `ray_train.pretrain`; rank 0's timing summary reaches the driver."""
+    """Train as one of the workers of `ray_train.pretrain`; rank 0's timing summary and the steps of an epoch reach the
+    driver."""
     import ray.train
     import ray.train.torch
 
@@ -44,11 +47,15 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(recipe.train.seed)
     device = ray.train.torch.get_device()
-    data = load_data_config(yaml.safe_load(spec["data_yaml"]), scheme=recipe.labels)
-    train, val = open_shards(recipe.data, "train"), open_shards(recipe.data, "val")
+    data = load_data_config(yaml.safe_load(spec["data_yaml"]), known=None, scheme=recipe.labels)
+    train, val = (_jets(spec, split) for split in ("train", "val"))
     architecture = config.build(ParTConfig, spec["model"])
     model = ray.train.torch.prepare_model(ParticleTransformer(architecture))
     state = _last_state(spec["identity"])
+    steps_per_epoch = spec["steps_per_epoch"]
+    if state:
+        steps_per_epoch = state["steps_per_epoch"]
+        state["position"] = _position(state["positions"], train, recipe, **share)
     log = MetricsLog(Path(spec["run"]), state["step"] if state else 0) if share["rank"] == 0 else None
 
     def batches(start: Position) -> Iterator[tuple[Batch, Position]]:
@@ -63,16 +70,39 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
         _stream(batches, recipe.loader.prefetch),
         validate,
         recipe.train,
-        steps_per_epoch=spec["steps_per_epoch"],
+        steps_per_epoch=steps_per_epoch,
         device=device,
         **share,
         state=state,
-        save=_reporter(spec, recipe.labels, architecture, share["rank"]),
+        save=_reporter(spec | {"steps_per_epoch": steps_per_epoch}, recipe.labels, architecture, share["rank"], device),
         log=log or (lambda row: None),
     )
     if log:
         log.close()
-    return timing
+    return {"timing": timing, "steps_per_epoch": steps_per_epoch}
+
+
+def _jets(spec: dict[str, Any], split: str) -> JetSet:
+    """Jets of a split: the driver has looked into files that were not ingested, a manifest is read here."""
+    return spec["files"][split] if spec["files"] else open_shards(spec["recipe"]["data"], split)
+
+
+def _position(positions: list[list[Any]], train: JetSet, recipe: Recipe, *, rank: int, world: int) -> list[Any]:
+    """Where this worker goes on after workers that stood at `positions`, as many as now or not."""
+    if len(positions) == world:
+        return positions[rank]
+    return list(resumed(train, recipe.loader, recipe.train.seed, [Position(*position) for position in positions]))
+
+
+def _gathered(position: list[Any], device: torch.device) -> list[list[Any]]:
+    """Positions of all workers; they differ in three numbers and share the deal."""
+    if not distributed.is_initialized():
+        return [position]
+    *numbers, deal = position
+    mine = torch.tensor(numbers, device=device)
+    every = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(every, mine)
+    return [[*one.tolist(), deal] for one in every]
 
 
 def _stream(batches: Any, depth: int) -> TrainStream:
@@ -86,7 +116,7 @@ def _stream(batches: Any, depth: int) -> TrainStream:
     return opened
 
 
-def _reporter(spec: dict[str, Any], labels: str, architecture: ParTConfig, rank: int) -> Save:
+def _reporter(spec: dict[str, Any], labels: str, architecture: ParTConfig, rank: int, device: torch.device) -> Save:
     """What hands a checkpoint to Ray Train: rank 0 writes it, every rank reports, which is a barrier."""
     import ray.train
 
@@ -95,6 +125,7 @@ def _reporter(spec: dict[str, Any], labels: str, architecture: ParTConfig, rank:
     def save(state: dict[str, Any], metrics: dict[str, Any]) -> None:
         # Ray ranks checkpoints by validation accuracy: one that was not validated is kept as the latest only.
         figures = {"val_accuracy": -1.0, **metrics}
+        place = {"positions": _gathered(state["position"], device), "steps_per_epoch": spec["steps_per_epoch"]}
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if rank == 0:
@@ -107,7 +138,7 @@ def _reporter(spec: dict[str, Any], labels: str, architecture: ParTConfig, rank:
                     data_yaml=spec["data_yaml"],
                     meta=meta | figures,
                 )
-                save_state(Path(folder) / "state.pt", state | {"identity": spec["identity"], **meta})
+                save_state(Path(folder) / "state.pt", state | place | {"identity": spec["identity"], **meta})
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(figures, checkpoint=checkpoint, checkpoint_dir_name=f"step_{state['step']:08d}")
 

@@ -15,10 +15,12 @@ __all__ = ["MAY_CHANGE", "ModelConfig", "PrepareConfig", "Recipe", "WorkersConfi
 
 MAY_CHANGE = (
     "ray.address", "ray.num_cpus", "ray.object_store_gb", "train.log_steps", "train.checkpoint_steps",
-    "train.sync_timing", "loader.prefetch", "workers.max_failures", "workers.cpus_per_worker", "workers.threads",
+    "train.sync_timing", "loader.prefetch", "loader.feed", "loader.ray_tasks", "loader.inputs", "workers.num_workers",
+    "workers.max_failures", "workers.cpus_per_worker", "workers.threads",
     "sample", "discriminants", "prepare.simulate", "prepare.root", "prepare.jets",
 )  # fmt: skip
-"""Keys that may differ when a run continues: they do not change its result."""
+"""Keys that may differ when a run continues. They do not change its result, but for the number of workers: that of the
+rest of the pass is then dealt to fewer or more of them, in steps of fewer or more jets."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class PrepareConfig:
 class Recipe:
     """Everything that decides a pre-training run."""
 
-    data: str = config.option("data/sim/shards", "folder of shards made by jobs/ingest.py")
+    data: str = config.option("data/sim/shards", "folder of shards made by jobs/ingest.py, or ROOT files")
     features: str = config.option("datasets/jetclass2.yaml", "data YAML (weaver's schema)")
     labels: str = config.option("sophon188", "sophon188, sophon42, binary:<A> vs <B>; '' = what the data YAML says")
     run: str = config.option("runs/pretrain", "run folder")

@@ -1,0 +1,29 @@
+"""Compare our speed with weaver-core 0.5.3, both sides in turn in one run, and write a report.
+
+    python jobs/benchmark.py ingest
+    python jobs/benchmark.py features
+    python jobs/benchmark.py loader jets=100000 rounds=7
+
+Makes its own sample (simulated, needs the [sim] extra) or takes `input='jets/*.root'`. Installs nothing: weaver-core
+must be there (the [dev] extra). Written: docs/benchmarks/<theme>_<hardware>_<date>.md and .json.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from jetfoundry import cli
+from jetfoundry.benchmark.settings import BenchmarkConfig
+from jetfoundry.benchmark.themes import run
+
+
+def main(cfg: BenchmarkConfig) -> int:
+    report, timings = run(cfg)
+    for timing in timings:
+        print(f"{timing.name:<40} {timing.rate:>10,.0f} jets per CPU-second")
+    print(report)
+    return cli.EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, BenchmarkConfig, usage=__doc__, file_key="theme"))

@@ -1,0 +1,31 @@
+"""What to compare, on what, how often."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from jetfoundry.config import option
+
+__all__ = ["BenchmarkConfig", "Theme"]
+
+Theme = Literal["ingest", "features", "loader"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """A benchmark against weaver-core 0.5.3, which must be installed (pip install 'jetfoundry[dev]')."""
+
+    theme: Theme = option("ingest", "ingest = ROOT to Parquet, features = jets to tensors, loader = Parquet to batches")
+    input: tuple[str, ...] = option((), "ROOT files of JetClass-II jets to start from; none = simulate 4,000")
+    jets: int = option(40_000, "size of the measured sample; the input is repeated with jitter to get there")
+    rounds: int = option(5, "runs of each side, in turn")
+    features: str = option("datasets/jetclass2.yaml", "data YAML of the themes features and loader")
+    work: Path = option(Path("data/benchmark"), "folder of the samples; kept, so that the next run starts at once")
+    output: Path = option(Path("docs/benchmarks"), "folder of the report <theme>_<hardware>_<date>.md")
+
+    def __post_init__(self) -> None:
+        if self.jets < 100 or self.rounds < 1:
+            msg = f"wanted at least 100 jets and 1 round, got {self.jets} and {self.rounds}"
+            raise ValueError(msg)

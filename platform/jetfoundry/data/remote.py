@@ -1,0 +1,136 @@
+"""Files behind a URL, by fsspec: `s3://`, `https://`, `root://` (needs fsspec-xrootd), `memory://` and whatever else.
+
+`RemoteFile` reads any range, patiently: a server that does not answer is asked again, after 1, 2, 4 … 15 seconds, for
+`patience` seconds in all. Then the job ends with an error that says so; what is committed stays. What a server
+refuses (no such file, no permission) is not asked for twice.
+
+Credentials come from where the file system takes them (environment variables, a configuration file), never from the
+URL: URLs are kept in the manifest.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+
+from jetfoundry.errors import InputError
+
+__all__ = ["PATIENCE", "RemoteFile", "file_system", "is_url", "open_remote", "patiently", "stamp_of"]
+
+PATIENCE = 120.0
+"""Seconds for which a server that does not answer is asked again."""
+
+_LONGEST_WAIT = 15.0  # seconds between two attempts
+_READ_AHEAD = 1 << 18  # bytes: the head of a ROOT file is read in many small pieces
+_MODIFIED = ("ETag", "etag", "LastModified", "mtime", "last_modified", "created")
+
+T = TypeVar("T")
+
+
+def is_url(path: str) -> bool:
+    """Whether a path names a protocol."""
+    return "://" in path
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it; InputError if it cannot be had, or holds a key."""
+    parts = urlsplit(url)
+    if parts.username or parts.password or (parts.scheme in ("http", "https") and parts.query):
+        msg = f"{parts.scheme}://{parts.hostname or ''}…: a URL with a password or key in it would be kept in the "
+        msg += "manifest; give credentials by environment variables"
+        raise InputError(msg)
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        msg = f"{url}: {parts.scheme}:// needs a Python package that is not installed: {error}"
+        raise InputError(msg) from error
+    except ValueError as error:
+        msg = f"{url}: {error}"
+        raise InputError(msg) from error
+    return system, path
+
+
+def patiently(what: str, call: Callable[[], T], patience: float = PATIENCE) -> T:
+    """What `call` returns, tried again while the other side does not answer; InputError when patience has run out."""
+    started, wait = time.monotonic(), 1.0
+    while True:
+        try:
+            return call()
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else f"refused: {_text(error)}"
+            msg = f"{what}: cannot read: {reason}"
+            raise InputError(msg) from error
+        except Exception as error:  # each file system has errors of its own, and only bytes are asked for here
+            if time.monotonic() - started + wait > patience:
+                msg = f"{what}: cannot read: no answer for {patience:g} s ({_text(error)}); the same command continues"
+                raise InputError(msg) from error
+        time.sleep(wait)
+        wait = min(2 * wait, _LONGEST_WAIT)
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def stamp_of(url: str, patience: float = PATIENCE) -> tuple[int, int]:
+    """Size in bytes, and a number that changes with the content: from its ETag or its time of modification."""
+    system, path = file_system(url)
+
+    def ask() -> dict[str, Any]:
+        system.invalidate_cache()
+        info: dict[str, Any] = system.info(path)
+        return info
+
+    info = patiently(url, ask, patience)
+    size = info.get("size")
+    if not isinstance(size, int):
+        msg = f"{url}: cannot read: the server does not say how large it is"
+        raise InputError(msg)
+    mark = next((str(info[key]) for key in _MODIFIED if info.get(key)), "")
+    return size, int.from_bytes(hashlib.sha256(mark.encode()).digest()[:7], "big")
+
+
+class RemoteFile(io.RawIOBase):
+    """A file behind a URL, open for reading; see this file's head for what happens when the server goes away."""
+
+    def __init__(self, url: str, patience: float = PATIENCE) -> None:
+        super().__init__()
+        self.url, self.patience = url, patience
+        self.system, self.path = file_system(url)
+        self.size, _ = stamp_of(url, patience)
+        self.at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self.at + len(buffer), self.size)
+        if stop <= self.at:
+            return 0
+        ask = functools.partial(self.system.cat_file, self.path, start=self.at, end=stop)
+        data = patiently(self.url, ask, self.patience)
+        buffer[: len(data)] = data
+        self.at += len(data)
+        return len(data)
+
+
+def open_remote(url: str, patience: float = PATIENCE) -> io.BufferedReader:
+    """Open a URL for reading, with some read-ahead."""
+    return io.BufferedReader(RemoteFile(url, patience), _READ_AHEAD)

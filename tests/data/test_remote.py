@@ -1,0 +1,207 @@
+"""Inputs behind URLs, against a real S3 server: moto's, as a process of its own on a free port."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pytest
+
+from jetfoundry.data import remote
+from jetfoundry.data.inventory import expand, stamp, take_inventory
+from jetfoundry.data.plan import ShardConfig, make_plan
+from jetfoundry.data.root import open_jets
+from jetfoundry.data.unit import convert_unit
+from jetfoundry.errors import InputError
+
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "ingest.py"
+KEYS = {"AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": "a-secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+class Server:
+    """An S3 server that can go away and return; what it holds is put there again."""
+
+    def __init__(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.files: dict[str, bytes] = {}
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(self.url, timeout=1).close()
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        client = self._client()
+        client.create_bucket(Bucket="jets")
+        for name, data in self.files.items():
+            client.put_object(Bucket="jets", Key=name, Body=data)
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def put(self, name: str, data: bytes) -> str:
+        self.files[name] = data
+        self._client().put_object(Bucket="jets", Key=name, Body=data)
+        return f"s3://jets/{name}"
+
+    def _client(self):
+        import boto3
+
+        return boto3.client("s3", endpoint_url=self.url)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto")
+    server = Server()
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": server.url, "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    server.start()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("kind", ["ttree", "rntuple", "parquet"])
+def test_every_format_behind_a_url_gives_the_jets_of_the_file(kind, tmp_path, make_jets, write_root, s3):
+    jets = make_jets(60)
+    url = s3.put("in/jets", write_root(tmp_path / "jets", jets, kind=kind, cluster=25).read_bytes())
+    with open_jets(url) as reader, open_jets(tmp_path / "jets") as local:
+        assert reader.clusters().tolist() == local.clusters().tolist()
+        for start, stop in ((0, 60), (20, 55)):
+            assert reader.read(start, stop).equals(local.read(start, stop))
+    assert take_inventory(expand([url])).sources[0].kind == kind
+
+
+def test_patterns_and_folders_are_found_on_the_server(tmp_path, make_jets, write_root, s3):
+    data = write_root(tmp_path / "jets.root", make_jets(3)).read_bytes()
+    a, b = s3.put("in/a.root", data), s3.put("in/b.root", data)
+    s3.put("in/notes.txt", b"no jets")
+    for meant in ("s3://jets/in/*.root", "s3://jets/in", f"{a} {b}"):
+        assert [file.path for file in expand([meant])] == [a, b]
+    assert [file.group for file in expand([f"QCD:{a} Res2P:{b}"])] == ["QCD", "Res2P"]
+    with pytest.raises(InputError, match=r"s3://jets/in/c.root: .*no (such|ROOT or Parquet) file"):
+        expand(["s3://jets/in/c.root"])
+    assert stamp(a) == stamp(b)  # the same content
+    s3.put("in/b.root", data + b" ")
+    assert stamp(a) != stamp(b)
+
+
+def test_a_server_that_goes_away_and_returns_loses_nothing(tmp_path, make_jets, write_root, s3):
+    data = write_root(tmp_path / "jets.root", make_jets(300), cluster=50).read_bytes()
+    plan = make_plan(take_inventory(expand([s3.put("jets.root", data)])), ShardConfig())
+    s3.stop()
+    back = threading.Timer(3.0, s3.start)
+    back.start()
+    started = time.monotonic()
+    sidecar = convert_unit(plan, tmp_path / "out", 0, patience=60.0)
+    assert time.monotonic() - started > 3
+    back.join()
+    assert sum(shard["rows"] for shard in sidecar["shards"]) == 300
+    assert not sidecar["set_aside"]["ranges"]
+
+
+def test_a_server_that_stays_away_ends_the_unit_and_the_same_call_continues(tmp_path, make_jets, write_root, s3):
+    data = write_root(tmp_path / "jets.root", make_jets(100)).read_bytes()
+    plan = make_plan(take_inventory(expand([s3.put("jets.root", data)])), ShardConfig())
+    s3.stop()
+    with pytest.raises(
+        InputError, match=r"s3://jets/jets.root: cannot read: no answer for 1 s .*same command continues"
+    ):
+        convert_unit(plan, tmp_path / "out", 0, patience=1.0)
+    assert not list((tmp_path / "out").rglob("*.json"))
+    s3.start()
+    assert sum(shard["rows"] for shard in convert_unit(plan, tmp_path / "out", 0)["shards"]) == 100
+
+
+def test_a_file_that_changes_on_the_server_is_found(tmp_path, make_jets, write_root, s3):
+    url = s3.put("jets.root", write_root(tmp_path / "jets.root", make_jets(50)).read_bytes())
+    plan = make_plan(take_inventory(expand([url])), ShardConfig())
+    s3.put("jets.root", write_root(tmp_path / "jets.root", make_jets(50, seed=1)).read_bytes())
+    with pytest.raises(InputError, match=r"jets.root: changed while it was read, or since the plan was made"):
+        convert_unit(plan, tmp_path / "out", 0)
+
+
+@pytest.mark.ray
+def test_the_job_reads_from_s3_and_writes_no_key_anywhere(tmp_path, make_jets, write_root, s3):
+    data = write_root(tmp_path / "jets.root", make_jets(100)).read_bytes()
+    s3.put("in/a.root", data)
+    command = [sys.executable, str(JOB), "input=s3://jets/in/*.root", f"output={tmp_path / 'out'}", "ray.num_cpus=1"]
+    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(written) > 5
+    for text in [*written, done.stdout.encode(), done.stderr.encode()]:
+        assert b"a-secret" not in text
+        assert b"a-key" not in text
+
+
+def test_files_of_any_fsspec_protocol_are_read(tmp_path, make_jets, write_root):
+    jets = make_jets(20)
+    system = fsspec.filesystem("memory")
+    system.pipe("/in/jets.root", write_root(tmp_path / "jets.root", jets).read_bytes())
+    (file,) = expand(["memory://in/*.root"])
+    with open_jets(file.path) as reader:
+        table = reader.read(0, 20)
+    assert isinstance(table, pa.Table)
+    assert table.drop_columns(["source_file", "source_entry"]).equals(jets)
+    system.rm("/in/jets.root")
+    with pytest.raises(InputError, match=r"memory://.*: cannot read: no such file"), open_jets(file.path):
+        pass
+
+
+def test_a_url_with_a_key_in_it_is_refused_without_showing_it():
+    for url in ("https://me:secret@host/a.root", "https://host/a.root?X-Amz-Signature=secret"):
+        with pytest.raises(InputError, match="give credentials by environment variables") as caught:
+            expand([url])
+        assert "secret" not in str(caught.value)
+
+
+def test_a_protocol_without_its_package_names_it():
+    with pytest.raises(InputError, match=r"root://host//a.root: root:// needs a Python package that is not installed"):
+        expand(["root://host//a.root"])
+    with pytest.raises(InputError, match=r"nothing://a.root: Protocol not known"):
+        expand(["nothing://a.root"])
+
+
+def test_only_what_may_pass_is_asked_for_again():
+    asked = []
+
+    def refuse() -> None:
+        asked.append(1)
+        msg = "no"
+        raise PermissionError(msg)
+
+    with pytest.raises(InputError, match=r"x: cannot read: refused: PermissionError: no"):
+        remote.patiently("x", refuse)
+    assert len(asked) == 1
+    answers = iter([ConnectionResetError("gone"), None])
+
+    def return_later() -> int:
+        error = next(answers)
+        if error:
+            raise error
+        return 3
+
+    assert remote.patiently("x", return_later) == 3
