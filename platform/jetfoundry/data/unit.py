@@ -7,7 +7,9 @@ short is simply done again. Memory: all jets of the unit once, plus one range or
 from __future__ import annotations
 
 import collections
+import ctypes
 import dataclasses
+import functools
 import gc
 import itertools
 import json
@@ -33,6 +35,7 @@ from jetfoundry.errors import InputError
 
 __all__ = ["convert_unit"]
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _SALVAGE = 500  # entries: a damaged range is halved down to this size to save what is well
 
 
@@ -46,12 +49,25 @@ def convert_unit(plan: Plan, folder: Path, unit: int, patience: float = remote.P
     written: nothing is committed then.
     """
     wall, cpu = time.perf_counter(), time.process_time()
+    _keep_memory()
     gc.freeze()  # what was there before is not looked through again and again while uproot makes its many objects
     try:
         return _convert(plan, folder, unit, patience, wall, cpu)
     finally:
         gc.collect()  # uproot's models refer to each other in circles; a worker lives for many units
         gc.unfreeze()
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """Let the C library keep freed memory for the next unit: clearing new pages took an eighth of the CPU time.
+
+    By default glibc gives each array of 128 kB or more back at once. Other C libraries have no `mallopt`.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            mallopt(parameter, 1 << 30)
 
 
 def _convert(plan: Plan, folder: Path, unit: int, patience: float, wall: float, cpu: float) -> dict[str, Any]:
