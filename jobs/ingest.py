@@ -61,7 +61,8 @@ def tell(report: IngestReport) -> None:
     rates = report.rates
     size = f"{rates['jets_per_cpu_second']:,.0f} per CPU-second, {rates['bytes_per_jet']:,.0f} bytes per jet"
     print(f"{report.folder}: {jets} jets; {new}, {size}; content {report.manifest_hash[:12]}")
-    print("jets by family: " + ", ".join(f"{family} {count:,}" for family, count in report.families.items()))
+    if report.families:  # classes of another schema have none
+        print("jets by family: " + ", ".join(f"{family} {count:,}" for family, count in report.families.items()))
     for reason, count in report.left_out.items():
         print(f"left out: {count:,} {LEFT_OUT[reason]} ({reason})")
     for reason, count in report.set_aside_jets.items():

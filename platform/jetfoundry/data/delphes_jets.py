@@ -35,7 +35,7 @@ from jetfoundry.data.jagged import segments
 from jetfoundry.data.references import resolve
 from jetfoundry.events import columns, flow
 from jetfoundry.events.flow import Flow
-from jetfoundry.events.jets import Jets, match_jets, offsets_of
+from jetfoundry.events.jets import Jets, match_jets, offsets_of, storable
 from jetfoundry.events.record import Events
 from jetfoundry.events.truth_particles import JetTruth, qcd_truth, resonance_truth
 
@@ -57,7 +57,6 @@ REASONS = {
 }
 """Reasons for setting a jet aside."""
 
-_LARGEST_PZ, _LARGEST_ETA = 10_000.0, 5.0
 _RESONANCE, _PARTON = 22, 71  # status codes of Pythia 8 and of the HepMC files it writes
 
 
@@ -239,10 +238,9 @@ def _with_constituents(stored: Collection, chosen: Array, particles: Collection,
     lacking[owner[position < 0]] = True
 
     owner, position = owner[position >= 0], position[position >= 0]
-    pt, pz = np.hypot(p4[position, 0], p4[position, 1]), np.abs(p4[position, 2])
-    storable = (pt > 0) & (pz <= _LARGEST_PZ) & (pz <= np.sinh(_LARGEST_ETA) * pt)
-    position, pt, owner = position[storable], pt[storable], owner[storable]
-    by_pt = np.lexsort((-pt, owner))
+    stored_too = storable(p4[position])
+    position, owner = position[stored_too], owner[stored_too]
+    by_pt = np.lexsort((-np.hypot(p4[position, 0], p4[position, 1]), owner))
     bounds = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(chosen)))])
     pt, eta, phi, mass = (stored[name][chosen] for name in ("PT", "Eta", "Phi", "Mass"))
     return Jets(event, _polar(pt, _sinh(eta), phi, mass), position[by_pt], bounds), lacking

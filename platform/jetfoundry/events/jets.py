@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Jets", "delta_r", "match_jets", "offsets_of", "wrap_phi"]
+__all__ = ["Jets", "delta_r", "match_jets", "offsets_of", "storable", "wrap_phi"]
 
 Array = npt.NDArray[Any]
+
+_LARGEST_PZ, _LARGEST_ETA = 10_000.0, 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,13 @@ def wrap_phi(angle: Array) -> Array:
 def offsets_of(event: Array, events: int) -> Array:
     """List offsets (events + 1,) of particles sorted by event number."""
     return np.searchsorted(event, np.arange(events + 1))
+
+
+def storable(p4: Array) -> Array:
+    """Which particles (N, 4) = (px, py, pz, E) [GeV] JetClass-II stores: pT > 0, |eta| <= 5 and |pz| <= 10 TeV."""
+    pt, pz = np.hypot(p4[:, 0], p4[:, 1]), np.abs(p4[:, 2])
+    stored: Array = (pt > 0) & (pz <= _LARGEST_PZ) & (pz <= np.sinh(_LARGEST_ETA) * pt)
+    return stored
 
 
 def delta_r(eta1: Array, phi1: Array, eta2: Array, phi2: Array) -> Array:

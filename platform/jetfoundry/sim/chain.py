@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from jetfoundry.errors import ConfigError
 from jetfoundry.events import columns
-from jetfoundry.events.jets import Jets, match_jets, offsets_of
+from jetfoundry.events.jets import Jets, match_jets, offsets_of, storable
 from jetfoundry.events.record import Events
 from jetfoundry.events.truth_particles import qcd_truth, resonance_truth
 from jetfoundry.sim import jets
@@ -39,7 +39,6 @@ Array = npt.NDArray[Any]
 
 _NEUTRINOS = (12, 14, 16)
 _HOPELESS = 2000  # events without any jet
-_LARGEST_PZ, _LARGEST_ETA = 10_000.0, 5.0  # constituents beyond are not stored, so they are not clustered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ def analyse(
         events.vertex[visible, :3], rng,
     )  # fmt: skip
     p4 = np.stack([flow.px, flow.py, flow.pz, flow.energy], axis=1)
-    stored = _storable(p4)
+    stored = storable(p4)  # what is not stored is not clustered
     flow, p4 = flow.take(stored), p4[stored]
     offsets = offsets_of(flow.event, len(events))
     found = jets.cluster(p4, offsets, cfg.jet.radius, cfg.jet.pt_min, cfg.jet.eta_max)
@@ -119,13 +118,6 @@ def _between(values: Array, limits: tuple[float, ...]) -> Array:
     return passes
 
 
-def _storable(p4: Array) -> Array:
-    pt = np.hypot(p4[:, 0], p4[:, 1])
-    pz = np.abs(p4[:, 2])
-    stored: Array = (pz <= _LARGEST_PZ) & (pz <= np.sinh(_LARGEST_ETA) * pt) & (pt > 0)
-    return stored
-
-
 def _generator_level(
     events: Events, visible: Array, selected: Jets, cfg: SimulateConfig
 ) -> tuple[dict[str, Array], dict[str, Array], Array]:
@@ -133,7 +125,7 @@ def _generator_level(
     wanted = np.zeros(len(events), dtype=bool)
     wanted[selected.event] = True
     particles = visible[wanted[events.event[visible]]]
-    particles = particles[_storable(events.p4[particles])]
+    particles = particles[storable(events.p4[particles])]
     p4 = events.p4[particles]
     offsets = offsets_of(events.event[particles], len(events))
     genjets = jets.cluster(p4, offsets, cfg.jet.radius, cfg.jet.pt_min)
