@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 from jetfoundry import cli, config, files, ray_session, runs
-from jetfoundry.data.features import load_data_config
 from jetfoundry.data.ingest import IngestConfig, ingest
 from jetfoundry.data.shards import open_shards
 from jetfoundry.downstream.embeddings import embed
@@ -23,6 +22,7 @@ from jetfoundry.downstream.reporting import evaluation_plots, result_table, writ
 from jetfoundry.errors import CheckpointError
 from jetfoundry.evaluate.tables import terminal_table
 from jetfoundry.evaluate.validation import EvaluationConfig, discriminants_of, evaluate_scores
+from jetfoundry.features.transform import load_data_config
 from jetfoundry.models.checkpoints import load_model
 from jetfoundry.train.ray_train import plan, pretrain
 from jetfoundry.train.recipe import MAY_CHANGE, Recipe

@@ -60,13 +60,15 @@ def imports_of(path):
 # A room may import itself and the rooms named here; the rest of the way is jobs -> library.
 BELOW = {
     "events": (),
-    "data": ("events",),
-    "sim": ("data", "events"),
-    "benchmark": ("data", "events", "sim"),
-    "models": ("data",),
-    "train": ("data", "models"),
-    "evaluate": ("data", "events", "sim", "train"),
-    "downstream": ("data", "models", "train", "evaluate"),
+    "features": (),
+    "data": ("events", "features"),
+    "sim": ("data", "events", "features"),
+    "loading": ("data", "features"),
+    "benchmark": ("data", "events", "features", "loading", "sim"),
+    "models": ("loading",),
+    "train": ("data", "features", "loading", "models"),
+    "evaluate": ("data", "events", "features", "loading", "sim", "train"),
+    "downstream": ("data", "features", "loading", "models", "train", "evaluate"),
 }
 
 

@@ -143,7 +143,7 @@ def test_a_damaged_basket_costs_its_entries_only(tmp_path, make_jets, write_root
 
 @pytest.mark.ray
 def test_a_ray_data_set_reads_only_the_branches_asked_for(tmp_path, make_jets, write_root, ray_local):
-    from jetfoundry.data.datasource import read_jets
+    from jetfoundry.loading.datasource import read_jets
 
     path = write_root(tmp_path / "jets.root", make_jets(100), cluster=50)
     _damage_basket(path, "part_energy", 1)

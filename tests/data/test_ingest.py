@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jetfoundry.data.datasource import cut
 from jetfoundry.data.ingest import IngestConfig, ingest
 from jetfoundry.data.inventory import Inventory, Source, expand, take_inventory
 from jetfoundry.data.plan import Plan, ShardConfig, make_plan, split_of
 from jetfoundry.data.shards import open_shards
 from jetfoundry.data.unit import convert_unit
 from jetfoundry.errors import InputError
+from jetfoundry.loading.datasource import cut
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "ingest.py"
 

@@ -204,7 +204,7 @@ def test_a_scan_of_many_files_by_ray_equals_the_scan_in_the_driver(tmp_path, mak
 
 @pytest.mark.ray
 def test_a_ray_data_set_of_jets_has_the_schema_of_the_files(tmp_path, make_jets, write_root, ray_local):
-    from jetfoundry.data.datasource import read_jets
+    from jetfoundry.loading.datasource import read_jets
 
     jets = make_jets(50)
     write_root(tmp_path / "a.root", jets.slice(0, 30), cluster=10)

@@ -5,11 +5,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jetfoundry.data.features import load_data_config
 from jetfoundry.data.ingest import IngestConfig, ingest
 from jetfoundry.data.shards import open_shards, read_row_group
 from jetfoundry.downstream.export import padded_batches
 from jetfoundry.downstream.score_files import ScoreConfig, score_files
+from jetfoundry.features.transform import load_data_config
 from jetfoundry.models.checkpoints import load_model
 from jetfoundry.models.export import check_onnx, export_onnx
 

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 
 from jetfoundry import config
-from jetfoundry.data.jagged import Jagged
 from jetfoundry.downstream.tasks import Task, load_tasks
 from jetfoundry.downstream.truth import deltaR_pair
 from jetfoundry.errors import ConfigError
+from jetfoundry.features.jagged import Jagged
 
 TASKS = Path(__file__).resolve().parents[2] / "datasets" / "tasks"
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from jetfoundry.data.batch import Batch, MicroBatch, Position
 from jetfoundry.errors import InputError
+from jetfoundry.loading.batch import Batch, MicroBatch, Position
 from jetfoundry.train.loop import TrainConfig, Validation, fit, predict
 from jetfoundry.train.optim import OptimConfig
 

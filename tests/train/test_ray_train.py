@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from jetfoundry import config, runs
-from jetfoundry.data.batch import Position
-from jetfoundry.data.features import load_data_config
-from jetfoundry.data.loader import resumed, training_batches
 from jetfoundry.data.shards import open_shards
 from jetfoundry.errors import CheckpointError, ConfigError, InputError
+from jetfoundry.features.transform import load_data_config
+from jetfoundry.loading.batch import Position
+from jetfoundry.loading.loader import resumed, training_batches
 from jetfoundry.models.checkpoints import load_model, load_state
 from jetfoundry.train.ray_train import plan, pretrain
 from jetfoundry.train.recipe import Recipe

@@ -19,9 +19,9 @@ import yaml
 from jetfoundry import config, files
 from jetfoundry.benchmark import peer
 from jetfoundry.benchmark.measure import Side
-from jetfoundry.data.features import DataConfig, load_data_config
 from jetfoundry.data.shards import open_shards, read_row_group
-from jetfoundry.data.window import length_sorted
+from jetfoundry.features.transform import DataConfig, load_data_config
+from jetfoundry.loading.window import length_sorted
 
 __all__ = ["sides"]
 

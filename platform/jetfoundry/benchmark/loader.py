@@ -25,12 +25,12 @@ import yaml
 from jetfoundry import config, files, ray_session
 from jetfoundry.benchmark import peer
 from jetfoundry.benchmark.measure import Side
-from jetfoundry.data.features import DataConfig, load_data_config
-from jetfoundry.data.loader import LoaderConfig, prefetched, training_batches
-from jetfoundry.data.order import Order
-from jetfoundry.data.pieces import Piece, read_pieces
-from jetfoundry.data.sampling import SamplingConfig
 from jetfoundry.data.shards import ShardSet, open_shards
+from jetfoundry.features.transform import DataConfig, load_data_config
+from jetfoundry.loading.loader import LoaderConfig, prefetched, training_batches
+from jetfoundry.loading.order import Order
+from jetfoundry.loading.pieces import Piece, read_pieces
+from jetfoundry.loading.sampling import SamplingConfig
 
 __all__ = ["sides"]
 

@@ -1,1 +1,1 @@
-"""ROOT and Parquet to shards, shards to batches."""
+"""ROOT and Parquet files to shards: read, check, mix, split, write, verify."""

@@ -31,13 +31,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from jetfoundry import config
-from jetfoundry.data.jagged import segments
 from jetfoundry.data.references import resolve
 from jetfoundry.events import columns, flow
 from jetfoundry.events.flow import Flow
 from jetfoundry.events.jets import Jets, match_jets, offsets_of, storable
 from jetfoundry.events.record import Events
 from jetfoundry.events.truth_particles import JetTruth, qcd_truth, resonance_truth
+from jetfoundry.features.jagged import segments
 
 __all__ = ["LEFT_OUT", "REASONS", "Collection", "DelphesConfig", "Loss", "jets_of", "no_jets"]
 

@@ -25,12 +25,12 @@ from typing import Any
 from jetfoundry import config, files, ray_session, runs
 from jetfoundry.data import conversion, remote, shards
 from jetfoundry.data.delphes_jets import LEFT_OUT, DelphesConfig
-from jetfoundry.data.features import load_data_config
 from jetfoundry.data.inventory import InputFile, SetAsideFile, Source, expand, take_inventory
 from jetfoundry.data.layouts import JETCLASS2, Layout, load_layout
 from jetfoundry.data.plan import Plan, ShardConfig, make_plan, matching_plan
 from jetfoundry.data.root import jet_schema
 from jetfoundry.errors import InputError
+from jetfoundry.features.transform import load_data_config
 from jetfoundry.labels import FAMILIES
 
 __all__ = ["IngestConfig", "IngestReport", "file_key", "ingest", "write_manifest"]

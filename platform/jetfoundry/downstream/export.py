@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from jetfoundry import config
-from jetfoundry.data.batch import INPUTS
-from jetfoundry.data.features import load_data_config
 from jetfoundry.errors import InputError
+from jetfoundry.features.transform import load_data_config
+from jetfoundry.loading.batch import INPUTS
 from jetfoundry.models.checkpoints import ModelFile
 
 __all__ = ["ExportConfig", "padded_batches"]

@@ -50,9 +50,9 @@ def score_files(options: ScoreConfig) -> dict[str, Any]:
     import ray.data
     import ray.exceptions
 
-    from jetfoundry.data.datasource import read_jets
     from jetfoundry.data.inventory import expand
     from jetfoundry.data.root import open_jets
+    from jetfoundry.loading.datasource import read_jets
 
     network = open_network(options.model)
     ray.data.DataContext.get_current().execution_options.preserve_order = True

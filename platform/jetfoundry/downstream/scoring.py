@@ -18,8 +18,8 @@ import pyarrow as pa
 import torch
 import yaml
 
-from jetfoundry.data.batch import INPUTS
-from jetfoundry.data.features import DataConfig, load_data_config
+from jetfoundry.features.transform import DataConfig, load_data_config
+from jetfoundry.loading.batch import INPUTS
 from jetfoundry.models.checkpoints import load_model
 
 __all__ = ["Floats", "Network", "Scored", "as_lists", "open_network", "score_table"]

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from jetfoundry import config
-from jetfoundry.data.expressions import compile_formula, evaluate
-from jetfoundry.data.jagged import Jagged, from_arrow
 from jetfoundry.downstream import truth
 from jetfoundry.errors import ConfigError, nearest
 from jetfoundry.evaluate.discriminants import parse
+from jetfoundry.features.expressions import compile_formula, evaluate
+from jetfoundry.features.jagged import Jagged, from_arrow
 from jetfoundry.labels import label_scheme
 from jetfoundry.schema import COLUMNS
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from jetfoundry.data.expressions import register
-from jetfoundry.data.jagged import Jagged
 from jetfoundry.errors import FormulaError
+from jetfoundry.features.expressions import register
+from jetfoundry.features.jagged import Jagged
 
 __all__ = ["deltaR_pair"]
 

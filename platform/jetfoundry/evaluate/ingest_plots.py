@@ -13,8 +13,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from jetfoundry import schema
-from jetfoundry.data.features import load_data_config
 from jetfoundry.evaluate.plots import COLOURS, finished, styled
+from jetfoundry.features.transform import load_data_config
 from jetfoundry.labels import CLASSES, FAMILIES
 
 __all__ = ["ColumnGroup", "Families", "columns_of", "families_of", "histograms", "inputs_of", "main_columns", "planes"]

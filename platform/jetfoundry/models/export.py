@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from jetfoundry import files
-from jetfoundry.data.batch import INPUTS
 from jetfoundry.errors import CheckpointError
+from jetfoundry.loading.batch import INPUTS
 from jetfoundry.models.checkpoints import ModelFile
 from jetfoundry.models.particle_transformer import ParticleTransformer
 

@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn import functional
 
 from jetfoundry import config
-from jetfoundry.data.batch import Batch, MicroBatch, Position
 from jetfoundry.errors import InputError
+from jetfoundry.loading.batch import Batch, MicroBatch, Position
 from jetfoundry.train.optim import OptimConfig, build_optimizer, learning_rate_factor
 from jetfoundry.train.timing import PhaseTimer
 

@@ -17,15 +17,15 @@ from typing import Any
 import yaml
 
 from jetfoundry import config, files, ray_session
-from jetfoundry.data.batch import INPUTS
-from jetfoundry.data.data_config import KNOWN_COLUMNS
-from jetfoundry.data.data_statistics import complete
-from jetfoundry.data.features import DataConfig, load_data_config
-from jetfoundry.data.loader import uses_per_pass
-from jetfoundry.data.pieces import JetFiles, JetSet, is_shard_folder, open_jet_set
-from jetfoundry.data.sampling import balance_of
 from jetfoundry.data.shards import open_shards
 from jetfoundry.errors import ConfigError, InputError, nearest
+from jetfoundry.features.data_config import KNOWN_COLUMNS
+from jetfoundry.features.transform import DataConfig, load_data_config
+from jetfoundry.loading.batch import INPUTS
+from jetfoundry.loading.data_statistics import complete
+from jetfoundry.loading.loader import uses_per_pass
+from jetfoundry.loading.pieces import JetFiles, JetSet, is_shard_folder, open_jet_set
+from jetfoundry.loading.sampling import balance_of
 from jetfoundry.models.particle_transformer import ParTConfig
 from jetfoundry.models.presets import PRESETS
 from jetfoundry.train.metrics_log import progress_bar

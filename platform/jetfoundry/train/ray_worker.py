@@ -20,12 +20,12 @@ from torch import distributed, nn
 from torch.nn import functional
 
 from jetfoundry import config, runs
-from jetfoundry.data.batch import Batch, Position
-from jetfoundry.data.features import load_data_config
-from jetfoundry.data.loader import every_jet, prefetched, resumed, training_batches
-from jetfoundry.data.pieces import JetSet
 from jetfoundry.data.shards import open_shards
 from jetfoundry.errors import CheckpointError, InputError
+from jetfoundry.features.transform import load_data_config
+from jetfoundry.loading.batch import Batch, Position
+from jetfoundry.loading.loader import every_jet, prefetched, resumed, training_batches
+from jetfoundry.loading.pieces import JetSet
 from jetfoundry.models.checkpoints import load_state, save_model, save_state
 from jetfoundry.models.particle_transformer import ParTConfig, ParticleTransformer
 from jetfoundry.train.loop import Save, TrainStream, Validation, fit, predict

@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from jetfoundry import config
-from jetfoundry.data.loader import LoaderConfig
-from jetfoundry.data.sampling import SamplingConfig
+from jetfoundry.loading.loader import LoaderConfig
+from jetfoundry.loading.sampling import SamplingConfig
 from jetfoundry.ray_session import RayConfig
 from jetfoundry.train.loop import TrainConfig
 

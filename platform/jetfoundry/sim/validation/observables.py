@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jetfoundry.data import jagged
+from jetfoundry.features import jagged
 
 __all__ = ["OBSERVABLES", "Observable", "Values", "observables", "particle_columns"]
 
