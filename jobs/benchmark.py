@@ -5,7 +5,8 @@
     python jobs/benchmark.py loader jets=100000 rounds=7
 
 Makes its own sample (simulated, needs the [sim] extra) or takes `input='jets/*.root'`. Installs nothing: weaver-core
-must be there (the [dev] extra). Written: docs/benchmarks/<theme>_<hardware>_<date>.md and .json.
+must be there (the [dev] extra). Written: docs/benchmarks/<theme>_<hardware>_<date>.md and .json; log.txt in the
+folder of the samples, `work`.
 """
 
 from __future__ import annotations
@@ -26,4 +27,4 @@ def main(cfg: BenchmarkConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, BenchmarkConfig, usage=__doc__, file_key="theme"))
+    sys.exit(cli.run(main, BenchmarkConfig, usage=__doc__, file_key="theme", folder=lambda c: c.work))

@@ -4,7 +4,8 @@
     python jobs/evaluate.py runs/demo/model.onnx input=jets.parquet  output=scores.parquet
 
 Jets outside the selection of the model's data YAML have no row, unless all_jets=true; they are counted. The input needs
-no truth. Class names in order, input files and model hash stand in the metadata of the result.
+no truth. Class names in order, input files and model hash stand in the metadata of the result. Beside it are written
+scores.summary.json and scores.log.txt.
 """
 
 from __future__ import annotations
@@ -15,16 +16,21 @@ from pathlib import Path
 from jetfoundry import cli, files, ray_session, runs
 from jetfoundry.downstream.score_files import ScoreConfig, score_files
 from jetfoundry.evaluate.tables import terminal_table
+from jetfoundry.transcript import LOG
+
+
+def beside(options: ScoreConfig, name: str) -> Path:
+    """scores.parquet -> scores.summary.json, scores.log.txt"""
+    return Path(options.output).with_suffix(f".{name}")
 
 
 def main(options: ScoreConfig) -> int:
     with ray_session.session(options.ray.address, options.ray.num_cpus, options.ray.object_store_gb):
         figures = score_files(options)
-    summary = Path(options.output).with_suffix(".summary.json")
-    files.write_json(summary, {**figures, "provenance": runs.provenance()})
+    files.write_json(beside(options, "summary.json"), {**figures, "provenance": runs.provenance()})
     print(terminal_table([{"what": name, "value": value} for name, value in figures.items()]))
     return cli.EXIT_OK
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, ScoreConfig, usage=__doc__, file_key="model"))
+    sys.exit(cli.run(main, ScoreConfig, usage=__doc__, file_key="model", log_file=lambda c: beside(c, LOG)))

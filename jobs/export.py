@@ -50,4 +50,5 @@ def main(options: ExportConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, ExportConfig, usage=__doc__, file_key="run", default="runs/demo"))
+    key, run_folder = "run", "runs/demo"
+    sys.exit(cli.run(main, ExportConfig, usage=__doc__, file_key=key, default=run_folder, folder=lambda c: c.run))

@@ -1,7 +1,8 @@
-"""Pre-train a jet model: shards in; model.pt, metrics, summary.json and report.html in the run folder out.
+"""Pre-train a jet model: shards or ROOT files in; model.pt, metrics, summary.json, report.html in the run folder out.
 
     python jobs/pretrain.py                                     # the demo recipe; makes its simulated jets first
     python jobs/pretrain.py jobs/recipes/sophon.yaml data=… run=…
+    python jobs/pretrain.py jobs/recipes/demo.yaml data='ntuples/*.root' run=…      # without shards: for a first look
     ray job submit --runtime-env cluster/runtime_env.yaml -- \\
         python jobs/pretrain.py jobs/recipes/sophon.yaml data=/shared/shards run=/shared/runs/sophon
 
@@ -13,16 +14,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from jetfoundry import cli, config, files, ray_session, runs
 from jetfoundry.data.ingest import IngestConfig, ingest
-from jetfoundry.data.shards import open_shards
 from jetfoundry.downstream.embeddings import embed
 from jetfoundry.downstream.reporting import evaluation_plots, result_table, write_report
 from jetfoundry.errors import CheckpointError
 from jetfoundry.evaluate.tables import terminal_table
 from jetfoundry.evaluate.validation import EvaluationConfig, discriminants_of, evaluate_scores
 from jetfoundry.features.transform import load_data_config
+from jetfoundry.loading.pieces import is_shard_folder
 from jetfoundry.models.checkpoints import load_model
 from jetfoundry.train.ray_train import plan, pretrain
 from jetfoundry.train.recipe import MAY_CHANGE, Recipe
@@ -34,7 +36,7 @@ DEMO = ROOT / "jobs" / "recipes" / "demo.yaml"
 def prepare(recipe: Recipe) -> None:
     """Simulate and ingest what the recipe lacks, if it says how."""
     made = Path(recipe.data) / "manifest.json"
-    if made.exists() or not recipe.prepare.simulate:
+    if made.exists() or not recipe.prepare.simulate or not is_shard_folder(recipe.data):
         return
     from jetfoundry.sim.run import simulate  # needs the [sim] extra
     from jetfoundry.sim.settings import SimulateConfig
@@ -44,14 +46,16 @@ def prepare(recipe: Recipe) -> None:
     ingest(IngestConfig(features=recipe.features, input=(f"{recipe.prepare.root}/*.root",), output=recipe.data))
 
 
-def evaluate(recipe: Recipe, run: Path, sample: str) -> dict[str, object]:
+def evaluate(recipe: Recipe, run: Path, sample: str, spec: dict[str, Any]) -> dict[str, object]:
     """Score the validation jets with the trained model, draw the plots, return the figures."""
-    data = load_data_config(recipe.features, scheme=recipe.labels)
+    text = config.parse_yaml(spec["data_yaml"], recipe.features)
+    data = load_data_config(text, known=None, scheme=recipe.labels)
     load_model(run / "model.pt", expect_classes=data.classes)
     on_gpu = recipe.workers.use_gpu
     workers = recipe.workers.num_workers if on_gpu else ray_session.available_cpus()
     cache, device = run / "embeddings", "cuda" if on_gpu else "cpu"
-    scored = embed(run / "model.pt", recipe.data, "val", cache, workers=workers, device=device)
+    val = spec["files"]["val"] if spec["files"] else recipe.data
+    scored = embed(run / "model.pt", val, "val", cache, workers=workers, device=device)
     labels = data.class_numbers(scored.columns(list(data.label_columns)))
     jet_pt = scored.columns(["jet_pt"])["jet_pt"].to_numpy()
     options = EvaluationConfig(discriminants=recipe.discriminants)
@@ -66,7 +70,7 @@ def main(recipe: Recipe) -> int:
         spec = plan(recipe)
         discriminants_of(spec["classes"], recipe.discriminants)
         run = runs.open_run(recipe.run, recipe, MAY_CHANGE)
-        sample = recipe.sample or open_shards(recipe.data, "train").sample
+        sample = recipe.sample or spec["sample"]
         done = files.read_json(run / "summary.json") if (run / "summary.json").exists() else {}
         if done and done["identity"] != spec["identity"]:
             msg = f"{run} is finished, with other data, features or architecture; choose another run folder"
@@ -76,7 +80,7 @@ def main(recipe: Recipe) -> int:
             runs.write_summary(
                 run,
                 sample=sample,
-                evaluation=evaluate(recipe, run, sample),
+                evaluation=evaluate(recipe, run, sample, spec),
                 training=training,
                 identity=spec["identity"],
                 seed=recipe.train.seed,

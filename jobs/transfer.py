@@ -22,8 +22,7 @@ def main(options: TransferConfig) -> int:
     backbone = Path(options.backbone)
     data = options.data or config.load_yaml(backbone / "config.yaml")["data"]
     load_tasks(options.tasks)  # before anything is written
-    folder = Path(options.output or backbone / "transfer" / Path(options.tasks).stem)
-    runs.open_run(folder, options, MAY_CHANGE)
+    folder = runs.open_run(options.folder, options, MAY_CHANGE)
     sample = open_shards(data, "train").sample
     with ray_session.session(options.ray.address, options.ray.num_cpus, options.ray.object_store_gb):
         workers = options.embed_workers or ray_session.available_cpus()
@@ -35,4 +34,4 @@ def main(options: TransferConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, TransferConfig, usage=__doc__, file_key="tasks"))
+    sys.exit(cli.run(main, TransferConfig, usage=__doc__, file_key="tasks", folder=lambda c: c.folder))

@@ -2,6 +2,7 @@ import dataclasses
 from typing import Literal
 
 import pytest
+import yaml
 
 from jetfoundry import cli, config
 from jetfoundry.errors import ConfigError
@@ -66,6 +67,35 @@ def test_a_key_given_twice_is_an_error(tmp_path):
     (tmp_path / "job.yaml").write_text("epochs: 1\nepochs: 2\n")
     with pytest.raises(ConfigError, match="line 2: key 'epochs' is given twice"):
         config.read(Job, tmp_path / "job.yaml")
+
+
+def test_a_key_given_twice_in_an_argument_is_an_error():
+    with pytest.raises(ConfigError, match=r"argument 'optim={lr: 1, lr: 2}': line 1: key 'lr' is given twice"):
+        config.parse_overrides(["optim={lr: 1, lr: 2}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("epochs: 1\nclasses: [a, b\noptim: 3\n", r"line 3, column 6: .*',' or '\]'"),
+        ("epochs: 1\n  fast: true\n", "line 2, column 7: mapping values are not allowed"),
+        ("epochs: *few\n", "line 1, column 9: found undefined alias"),
+        ("epochs: !!python/object:os.x {}\n", "line 1, column 9: could not determine a constructor"),
+    ],
+)
+def test_what_is_not_yaml_is_one_line_with_file_and_place(tmp_path, text, place):
+    (tmp_path / "job.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"job\.yaml: {place}") as told:
+        config.load_yaml(tmp_path / "job.yaml")
+    assert "\n" not in str(told.value)
+
+
+def test_yaml_comes_back_as_it_was_with_its_keys_in_order():
+    tree = {"z": [1, 2.5, -1e-30, None, True], "a": {"pt [GeV]": "ünï: #code", "no": "no", "1": "1e-3"}, "m": []}
+    text = config.dump_yaml(tree)
+    assert config.parse_yaml(text, "text") == yaml.safe_load(text) == tree
+    assert list(config.parse_yaml(text, "text")) == ["z", "a", "m"]
+    assert "ünï" in text
 
 
 def test_final_configuration_read_back_is_the_same(recipe):

@@ -1,7 +1,10 @@
 """The jobs as a user calls them: the whole way in one folder, and a command line that only grows on purpose."""
 
+import contextlib
 import importlib.util
 import os
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +12,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jetfoundry import config, files
+from jetfoundry import cli, config, files
 from jetfoundry.data.ingest import IngestConfig
 from jetfoundry.downstream.export import ExportConfig
 from jetfoundry.downstream.score_files import ScoreConfig
 from jetfoundry.downstream.transfer import TransferConfig
+from jetfoundry.errors import InputError
 from jetfoundry.train.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Flags only ever grow; this list makes each one a decision.
 FLAGS = {
     IngestConfig: 22,
-    Recipe: 43,
+    Recipe: 51,
     TransferConfig: 11,
     ScoreConfig: 9,
     ExportConfig: 5,
@@ -40,6 +44,42 @@ def job_module(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+# What a job does, to be replaced by an error; its command line; the log it leaves.
+LOGS = {
+    "ingest": ("data.ingest.ingest", "input=*.root output=out", "out/log.txt"),
+    "simulate": ("sim.run.simulate", f"{ROOT}/datasets/jetclass2_sim.yaml output=out", "out/log.txt"),
+    "pretrain": ("ray_session.session", "run=out", "out/log.txt"),
+    "transfer": ("downstream.tasks.load_tasks", "tasks.yaml backbone=. data=. output=out", "out/log.txt"),
+    "evaluate": ("downstream.score_files.score_files", "model.onnx input=*.root output=out/s.parquet", "out/s.log.txt"),
+    "export": ("data.shards.open_shards", "out data=.", "out/log.txt"),
+    "benchmark": ("benchmark.themes.run", "ingest work=out", "out/log.txt"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "jobs").glob("*.py")))
+def test_every_job_keeps_what_the_person_saw(name, tmp_path, monkeypatch, capsys):
+    replaced, arguments, log = LOGS[name]
+
+    def told(*_, **__):
+        msg = "nothing works today"
+        raise InputError(msg)
+
+    monkeypatch.setattr(f"jetfoundry.{replaced}", told)
+    if name == "evaluate":
+        monkeypatch.setattr("jetfoundry.ray_session.session", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", *arguments.split()])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == cli.EXIT_BAD_INPUT
+    assert capsys.readouterr().err == "error: nothing works today\n"
+    first, second, last = (tmp_path / log).read_text().splitlines()
+    assert f"$ {name}.py {shlex.join(arguments.split())}" in first
+    assert second.endswith(" error: nothing works today")
+    assert " ended after " in last
 
 
 def test_pretrain_makes_only_the_data_that_is_missing(tmp_path, monkeypatch):
@@ -110,3 +150,8 @@ def test_pretrain_alone_simulates_and_ingests_and_the_other_jobs_go_on_from_its_
 
     run(workplace, "jobs/evaluate.py", "runs/demo/model.onnx", "input=data/sim/root/*.root", "output=scores.parquet")
     assert pq.read_table(workplace / "scores.parquet").num_rows == 4000
+    for folder, command in (("runs/demo/transfer/demo", "transfer.py"), ("runs/demo", "export.py")):
+        log = (workplace / folder / "log.txt").read_text()
+        assert f"$ {command}" in log
+        assert "report.html" in log
+    assert "not_selected" in (workplace / "scores.log.txt").read_text()

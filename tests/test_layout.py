@@ -64,9 +64,9 @@ BELOW = {
     "data": ("events", "features"),
     "sim": ("data", "events", "features"),
     "loading": ("data", "features"),
-    "benchmark": ("data", "events", "features", "loading", "sim"),
     "models": ("loading",),
     "train": ("data", "features", "loading", "models"),
+    "benchmark": ("data", "events", "features", "loading", "models", "sim", "train"),
     "evaluate": ("data", "events", "features", "loading", "sim", "train"),
     "downstream": ("data", "features", "loading", "models", "train", "evaluate"),
 }

@@ -54,7 +54,7 @@ def test_a_folder_that_is_never_made_gets_no_log(tmp_path):
 
 def test_what_was_said_before_the_folder_was_made_is_kept(tmp_path):
     folder = tmp_path / "run"
-    with Transcript(folder, ["job"]):
+    with Transcript(folder / "log.txt", ["job"]):
         print("first")
         folder.mkdir()
         print("second")
@@ -62,7 +62,7 @@ def test_what_was_said_before_the_folder_was_made_is_kept(tmp_path):
 
 
 def test_the_traceback_of_a_bug_is_kept(tmp_path):
-    with pytest.raises(ZeroDivisionError), Transcript(tmp_path, ["job"]):
+    with pytest.raises(ZeroDivisionError), Transcript(tmp_path / "log.txt", ["job"]):
         _ = 1 / 0
     assert "ZeroDivisionError: division by zero" in _lines(tmp_path)
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jetfoundry import config
+from jetfoundry import config, ray_session
 from jetfoundry.errors import ConfigError, JetFoundryError
-from jetfoundry.transcript import Transcript
+from jetfoundry.transcript import LOG, Transcript
 
 __all__ = ["EXIT_BAD_INPUT", "EXIT_FAILED", "EXIT_OK", "EXIT_SET_ASIDE", "run"]
 
@@ -36,13 +36,15 @@ def run(
     file_key: str | None = None,
     default: str | Path | None = None,
     folder: Callable[[C], str | Path] | None = None,
+    log_file: Callable[[C], str | Path] | None = None,
 ) -> int:
     """Parse the command line into `config_class`, call `main(config)`, return the process's exit code.
 
     The first argument without `=` is the configuration file (`default` if there is none). With `file_key`
     that path is stored under the key of that name instead of being read as a configuration of this job (a
     data YAML or a run folder, say). `usage` is the text that `--help` prints above the table of options. `folder` gives
-    the run folder, whose log.txt then keeps what the person saw (transcript.py); '' for none.
+    the run folder, whose log.txt then keeps what the person saw (transcript.py), '' for none; a job that makes no
+    folder but a file names its `log_file` instead.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     log.setLevel(logging.INFO)
@@ -55,7 +57,8 @@ def run(
     except JetFoundryError as error:
         return _complain(error)
     place = folder(parsed) if folder else ""
-    with Transcript(place, [Path(sys.argv[0]).name, *arguments]) if place else contextlib.nullcontext():
+    path = Path(place) / LOG if place else log_file(parsed) if log_file else None
+    with Transcript(path, [Path(sys.argv[0]).name, *arguments]) if path else contextlib.nullcontext():
         try:
             return main(parsed)
         except JetFoundryError as error:
@@ -66,7 +69,7 @@ def run(
 
 
 def _complain(error: JetFoundryError) -> int:
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(f"error: {ray_session.own_error(error) or error}\n")
     return EXIT_BAD_INPUT
 
 

@@ -13,7 +13,17 @@ __all__ = ["CheckpointError", "ClusterError", "ConfigError", "FormulaError", "In
 
 
 class JetFoundryError(Exception):
-    """Base of all errors that are the input's fault, not the program's."""
+    """Base of all errors that are the input's fault, not the program's.
+
+    The text is kept apart from `args`, to which Ray Data appends hints on retries when an error passes through it.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
 
 
 class ConfigError(JetFoundryError):

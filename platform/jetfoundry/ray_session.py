@@ -22,7 +22,7 @@ from typing import Any
 from jetfoundry import config
 from jetfoundry.errors import ClusterError, JetFoundryError
 
-__all__ = ["RayConfig", "available_cpus", "raise_own", "session", "usable_cores"]
+__all__ = ["RayConfig", "available_cpus", "own_error", "raise_own", "session", "usable_cores"]
 
 # A session's socket path may not exceed 107 bytes and Ray appends some 66 to the temporary root.
 _LONGEST_TEMP_ROOT = 40
@@ -63,7 +63,8 @@ def session(address: str = "", num_cpus: int = 0, object_store_gb: float = 0.5) 
     import ray
 
     if ray.is_initialized():
-        yield
+        with _own_errors():
+            yield
         return
     try:
         ray.init(**_arguments(address, num_cpus, object_store_gb), logging_level="ERROR")
@@ -72,18 +73,30 @@ def session(address: str = "", num_cpus: int = 0, object_store_gb: float = 0.5) 
         raise ClusterError(msg) from error
     _quiet_data()
     try:
-        yield
+        with _own_errors():
+            yield
     finally:
         ray.shutdown()
 
 
 def _quiet_data() -> None:
-    """Keep Ray Data's plans and timings in its log file, off the terminal."""
+    """Keep Ray Data's plans, timings and tracebacks in its log file, off the terminal: errors are raised here."""
     import ray.data  # noqa: F401 - configures the logger
 
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """Let the functions that Ray Data maps raise their own errors: from its UserCodeException they cannot be had."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current().copy()
+    context.raise_original_map_exception = True
+    with DataContext.current(context):
+        yield
 
 
 def _arguments(address: str, num_cpus: int, object_store_gb: float) -> dict[str, Any]:
@@ -109,13 +122,24 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def own_error(error: BaseException) -> JetFoundryError | None:
+    """The JetFoundryError that ended a Ray task, without Ray's wrappings; None if it was none of ours.
+
+    What Ray raises for it in the driver is of a class made of its own and of ours, whose text is a traceback.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        wrapped = getattr(found, "cause", None)
+        if wrapped is None and isinstance(found, JetFoundryError):
+            return found
+        found = wrapped or found.__cause__
+    return None
+
+
 def raise_own(error: BaseException) -> None:
-    """Raise the JetFoundryError that ended a Ray task, if it was one of ours, instead of Ray's wrapping of it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, JetFoundryError):
-            raise cause from error
-        cause = getattr(cause, "cause", None) or getattr(cause, "base_exc", None) or cause.__cause__
+    """Raise the error of ours that ended a Ray task, if it was one, instead of Ray's wrapping of it."""
+    if own := own_error(error):
+        raise own from None
 
 
 def available_cpus() -> int:

@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jetfoundry import config, files
 from jetfoundry.errors import CheckpointError
 from jetfoundry.transcript import LOG
@@ -51,7 +49,7 @@ def open_run(folder: str | Path, configuration: Any, may_change: Sequence[str] =
             shown = "; ".join(f"{key}: was {old!r}, now {new!r}" for key, old, new in differing[:5])
             msg = f"{path} holds a run with another configuration ({shown}); choose another run folder or delete it"
             raise CheckpointError(msg)
-    files.write_text(stored, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+    files.write_text(stored, config.dump_yaml(now))
     return path
 
 

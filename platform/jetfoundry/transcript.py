@@ -32,14 +32,14 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Transcript:
-    """While it is open, the terminal is copied to `folder`/log.txt.
+    """While it is open, the terminal is copied to the file `path`.
 
-    >>> with Transcript("runs/demo", ["pretrain.py", "run=runs/demo"]):
+    >>> with Transcript("runs/demo/log.txt", ["pretrain.py", "run=runs/demo"]):
     ...     print("epoch 1")  # doctest: +SKIP
     """
 
-    def __init__(self, folder: str | Path, command: Sequence[str]) -> None:
-        self._path = Path(folder) / LOG
+    def __init__(self, path: str | Path, command: Sequence[str]) -> None:
+        self._path = Path(path)
         self._lines = [self._stamped(f"$ {shlex.join(command)}  (process {os.getpid()} on {platform.node()})")]
         self._lock = threading.Lock()
         self._handler = _Handler(self)

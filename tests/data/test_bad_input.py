@@ -96,15 +96,14 @@ def test_of_two_inputs_with_different_schemas_the_lacking_one_is_set_aside_by_na
 def test_a_file_that_changes_while_it_is_read_is_not_committed(tmp_path, make_jets, write_root, monkeypatch):
     path = write_root(tmp_path / "jets.root", make_jets(100), cluster=25)
     plan = make_plan(take_inventory([path]), ShardConfig())
-    read = JetReader.read
+    columns = JetReader.columns
 
     def read_while_somebody_writes(self, *arguments, **options):
-        table = read(self, *arguments, **options)
+        yield from columns(self, *arguments, **options)
         os.utime(path, ns=(1, 1))
-        return table
 
     with monkeypatch.context() as patch:
-        patch.setattr(JetReader, "read", read_while_somebody_writes)
+        patch.setattr(JetReader, "columns", read_while_somebody_writes)
         with pytest.raises(InputError, match=rf"{path}: changed while it was read, or since the plan was made"):
             convert_unit(plan, tmp_path / "out", 0)
     assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ import itertools
 import struct
 import zlib
 
+import awkward as ak
 import numpy as np
 import pytest
 import uproot
@@ -43,6 +44,22 @@ def test_branches_with_one_counter_share_their_offsets(tmp_path, make_jets):
         table = reader.read(3, 17)
     places = {table[c.name].chunk(0).buffers()[1].address for c in schema.COLUMNS if c.jagged}
     assert len(places) == 3
+
+
+def test_what_a_leaf_says_is_what_uproot_finds(tmp_path):
+    columns = {kind: np.arange(4).astype(kind) for kind in ("f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "?")}
+    lists = ak.Array([[1.0, 2.0], [], [3.0], []])
+    with uproot.recreate(tmp_path / "x.root") as root:
+        types = {f"b_{kind}": kind for kind in columns} | {"pair": np.dtype(("f4", (2,))), "v": "var * float32"}
+        tree = root.mktree("tree", types)
+        tree.extend(
+            {f"b_{kind}": values for kind, values in columns.items()} | {"pair": np.ones((4, 2), "f4"), "v": lists}
+        )
+    with uproot.open(tmp_path / "x.root") as root:
+        tree = root["tree"]
+        for name, branch in tree.items():
+            assert baskets._of_leaf(branch) == (None if name == "pair" else baskets._interpreted(branch)), name
+        assert baskets._of_leaf(tree["v"])[1:] == (0, "nv")
 
 
 def _basket(lists: list[list[float]], dtype: str, compress: bool, header: bytes = bytes(10)) -> bytes:

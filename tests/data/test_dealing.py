@@ -6,6 +6,7 @@ import numpy as np
 
 from jetfoundry.data.dealing import Range, deal
 from jetfoundry.data.inventory import Source
+from jetfoundry.evaluate.mixing import class_mix
 
 
 def _source(path: str, entries: int, cluster: int, group: str = "") -> Source:
@@ -32,11 +33,13 @@ def _table(units: list[tuple[Range, ...]], sources: list[Source]) -> np.ndarray:
 
 
 def _decodings(units: list[tuple[Range, ...]], sources: list[Source]) -> float:
-    touched = 0
-    for part in itertools.chain.from_iterable(units):
+    """How often a cluster is decoded, on average: once by each unit that holds some of it."""
+    touched = set()
+    for number, part in ((number, part) for number, unit in enumerate(units) for part in unit):
         edges = np.asarray(sources[part.file].clusters)
-        touched += np.searchsorted(edges, part.stop, "left") - np.searchsorted(edges, part.start, "right") + 1
-    return touched / sum(len(source.clusters) - 1 for source in sources)
+        first, last = np.searchsorted(edges, part.start, "right") - 1, np.searchsorted(edges, part.stop, "left")
+        touched |= {(number, part.file, cluster) for cluster in range(first, last)}
+    return len(touched) / sum(len(source.clusters) - 1 for source in sources)
 
 
 def test_small_numbers_by_hand():
@@ -92,9 +95,57 @@ def test_files_with_as_many_clusters_as_units_and_sorted_inside_do_not_give_unit
 
 def test_a_large_cluster_is_cut_but_not_below_a_quarter():
     sources = [_source(f"{name}.root", 100_000, 20_000) for name in "abcdefgh"]
-    units = deal(sources, 13, per_unit=64_000)
-    assert _decodings(units, sources) <= 4 + 20_000 / (100_000 / 13)
+    units = deal(sources, 26, per_unit=31_000)
+    assert _decodings(units, sources) <= 4 + 20_000 / (100_000 / 26)
     assert max(r.stop - r.start for unit in units for r in unit) <= 5000
+
+
+_FAMILIES = ["QCD"] * 25 + ["Res2P_charged"] * 10 + ["Res2P_neutral"] * 30 + ["Res34P"] * 35
+
+
+def test_usual_inputs_are_decoded_little_more_than_once():
+    found = {}
+    for cluster in (2000, 3000, 5000):
+        for lines, names in {1: ["jets"] * 100, 4: _FAMILIES}.items():
+            found[cluster, lines] = [_source(f"{name}_{i:04d}.root", cluster, cluster) for i, name in enumerate(names)]
+    found |= {
+        (1000, n): [_source(f"{'abcdefghijkl'[i * n // 12]}_{i}.root", 20_000, 1000) for i in range(12)]
+        for n in (1, 4, 12)
+    }
+    decoded = {}
+    for case, sources in found.items():
+        total = sum(source.entries for source in sources)
+        count = -(-total // 49_000)  # 256 MB of 5.4 kB
+        decoded[case] = _decodings(deal(sources, count, per_unit=-(-total // count)), sources)
+    assert np.mean(list(decoded.values())) < 1.15
+    assert max(decoded.values()) < 1.45, decoded
+    assert sum(value > 1.2 for value in decoded.values()) <= 1, decoded
+
+
+def _fairness(sources: list[Source], per_unit: int, chunk: int = 0) -> np.ndarray:
+    """p values of the class mix of shards of 10,000 drawn from the units, if each file holds one class."""
+    total = sum(source.entries for source in sources)
+    units = deal(sources, -(-total // per_unit), per_unit=per_unit, chunk=chunk)
+    rng, drawn = np.random.default_rng(0), []
+    for left in _table(units, sources):
+        for _ in range(left.sum() // 10_000):
+            drawn.append(rng.multivariate_hypergeometric(left, 10_000))
+            left = left - drawn[-1]
+    return class_mix(np.array(drawn))
+
+
+def test_class_pure_files_with_large_clusters_are_fair_with_one_of_the_three_remedies_only():
+    alike = [_source(f"jets_{i:03d}.root", 5000, 5000) for i in range(100)]
+    named = [_source(f"{a}{b}.root", 5000, 5000) for a in "abcdefghij" for b in "abcdefghij"]
+    assert _fairness(alike, 48_000).max() < 1e-100  # as the head of dealing.py says
+    for p in (
+        _fairness(named, 250_000),  # names, and quotas above a quarter of a cluster
+        _fairness(alike, 500_000),  # one unit
+        _fairness(alike, 48_000, chunk=20),
+        _fairness(named, 48_000, chunk=200),
+    ):
+        assert p.min() > 0.01 / len(p)
+        assert np.median(p) > 0.2
 
 
 def test_many_tiny_lines_are_joined_and_every_unit_is_as_large_as_the_others():

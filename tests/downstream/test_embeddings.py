@@ -14,6 +14,7 @@ from jetfoundry.errors import InputError
 
 pytestmark = pytest.mark.ray
 
+SPLITS = ("train", "val")
 BINARY = Task(
     name="toy", title="toy", label=LabelRule(scheme="binary:X_bb vs QCD"), budget=ProbeBudget(epochs=20, batch_size=64)
 )
@@ -35,12 +36,20 @@ def test_jets_outside_the_selection_have_no_score(small_model, toy_jets):
     assert score_table(open_network(small_model), jets).rows.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
 
 
-def test_every_jet_is_embedded_once_and_a_second_task_computes_nothing(ray_local, small_model, tmp_path, toy_shards):
-    data = toy_shards(tmp_path / "shards", train=120, val=40)
-    first = embed(small_model / "model.pt", data, "train", tmp_path / "cache", workers=2)
-    again = embed(small_model / "model.pt", data, "train", tmp_path / "cache")
+@pytest.fixture(scope="module")
+def embedded(ray_local, small_model, tmp_path_factory, toy_shards):
+    """Embeddings of 300 training and 100 validation jets, with their shards and cache folder."""
+    folder = tmp_path_factory.mktemp("embedded")
+    data = toy_shards(folder / "shards", train=300, val=100)
+    train, val = (embed(small_model / "model.pt", data, split, folder / "cache", workers=2) for split in SPLITS)
+    return data, folder / "cache", train, val
+
+
+def test_every_jet_is_embedded_once_and_a_second_task_computes_nothing(embedded, small_model):
+    data, cache, first, _ = embedded
+    again = embed(small_model / "model.pt", data, "train", cache)
     assert (first.computed, again.computed) == (1, 0)
-    assert first.latent.shape == (120, 8)
+    assert first.latent.shape == (300, 8)
     assert (first.latent == again.latent).all()
     direct = score_table(open_network(small_model), pq.read_table(first.shards[0]))
     assert np.abs(direct.latent - first.latent).max() < 1e-5
@@ -49,15 +58,15 @@ def test_every_jet_is_embedded_once_and_a_second_task_computes_nothing(ray_local
     )
 
 
-def test_another_data_set_has_another_cache(ray_local, small_model, tmp_path, toy_shards):
-    one, two = (toy_shards(tmp_path / name, train=n, val=4) for name, n in (("one", 30), ("two", 31)))
-    keys = {embed(small_model / "model.pt", data, "train", tmp_path / "cache").key for data in (one, two)}
-    assert len(keys) == 2
+def test_another_data_set_has_another_cache(embedded, small_model, tmp_path, toy_shards):
+    _, cache, first, _ = embedded
+    other = embed(small_model / "model.pt", toy_shards(tmp_path / "other", train=299, val=4), "train", cache)
+    assert other.key != first.key
+    assert (other.computed, other.latent.shape) == (1, (299, 8))
 
 
-def test_fan_out_gives_a_row_per_trial_and_does_only_missing_ones(ray_local, small_model, tmp_path, toy_shards):
-    data = toy_shards(tmp_path / "shards", train=300, val=100)
-    train, val = (embed(small_model / "model.pt", data, split, tmp_path / "cache") for split in ("train", "val"))
+def test_fan_out_gives_a_row_per_trial_and_does_only_missing_ones(embedded, tmp_path):
+    _, _, train, val = embedded
     prepared = {"toy": task_data(BINARY, train, val)}
     rows = fan_out([BINARY], prepared, 2, tmp_path / "out", cpus_per_trial=0.5)
     assert [(row["task"], row["seed"], row["jets"]) for row in rows] == [("toy", 1, 100), ("toy", 2, 100)]
@@ -71,30 +80,29 @@ def test_fan_out_gives_a_row_per_trial_and_does_only_missing_ones(ray_local, sma
     assert [row["accuracy"] for row in again] == [row["accuracy"] for row in rows]
 
 
-def test_one_failing_trial_is_reported_and_the_others_go_on(ray_local, small_model, tmp_path, toy_shards):
-    data = toy_shards(tmp_path / "shards", train=100, val=40)
-    train, val = (embed(small_model / "model.pt", data, split, tmp_path / "cache") for split in ("train", "val"))
+def test_one_failing_trial_is_reported_and_the_others_go_on(embedded, tmp_path):
+    _, _, train, val = embedded
     one_class = Task(name="one", title="", label=LabelRule(formula="jet_label * 0"), classes=("a", "b"))
     tasks = [one_class, BINARY]
     prepared = {task.name: task_data(task, train, val) for task in tasks}
     rows = fan_out(tasks, prepared, 1, tmp_path / "out", cpus_per_trial=0.5)
     assert "the trial failed" in rows[0]["error"]
-    assert rows[1]["jets"] == 40
+    assert rows[1]["jets"] == 100
 
 
-def test_a_task_without_jets_says_so(ray_local, small_model, tmp_path, toy_shards):
-    data = toy_shards(tmp_path / "shards", train=50, val=20)
-    found = embed(small_model / "model.pt", data, "val", tmp_path / "cache")
+def test_a_task_without_jets_says_so(embedded):
+    _, _, _, found = embedded
     nothing = Task(name="none", title="", label=LabelRule(scheme="binary:X_cc vs X_ss"))
-    with pytest.raises(InputError, match="task none: none of the 20 training jets passes"):
+    with pytest.raises(InputError, match="task none: none of the 100 training jets passes"):
         task_data(nothing, found, found)
 
 
-@pytest.mark.parametrize("kind", ["ttree", "parquet"])
-def test_files_are_scored_jet_by_jet_in_input_order(ray_local, small_model, tmp_path, toy_jets, write_root, kind):
+def test_files_of_all_kinds_are_scored_jet_by_jet_in_input_order(
+    ray_local, small_model, tmp_path, toy_jets, write_root
+):
     tables = [toy_jets(40, 1), toy_jets(30, 2)]
-    for i, table in enumerate(tables):
-        write_root(tmp_path / f"part{i}.{'root' if kind == 'ttree' else 'parquet'}", table, kind=kind, cluster=16)
+    write_root(tmp_path / "part0.root", tables[0], kind="ttree", cluster=16)
+    write_root(tmp_path / "part1.parquet", tables[1], kind="parquet", cluster=16)
     options = ScoreConfig(
         model=str(small_model), input=(str(tmp_path / "part*"),), output=str(tmp_path / "scores.parquet"), workers=2
     )

@@ -21,9 +21,15 @@ pytestmark = [
 ]
 
 
-def test_sixty_real_jets_are_ingested_and_scored_by_the_exported_model(ray_local, shared, small_model, tmp_path):
+@pytest.fixture(scope="module")
+def ingested(ray_local, shared, tmp_path_factory):
+    """The file of real jets, and what the ingest of it reported."""
     source = shared / "data" / "jetclass2" / "jetclass2_real_60.parquet"
-    report = ingest(IngestConfig(input=(str(source),), output=str(tmp_path / "shards")))
+    return source, ingest(IngestConfig(input=(str(source),), output=str(tmp_path_factory.mktemp("real") / "shards")))
+
+
+def test_sixty_real_jets_are_ingested_and_scored_by_the_exported_model(ingested, small_model, tmp_path):
+    source, report = ingested
     assert sum(report.jets.values()) == 60
     assert report.complete
 
@@ -33,9 +39,7 @@ def test_sixty_real_jets_are_ingested_and_scored_by_the_exported_model(ray_local
     jets = pq.read_table(source)
     assert check_onnx(onnx, model.build(), padded_batches(model, jets)) < 1e-4
 
-    shards = [
-        str(path) for split in ("train", "val", "test") for path in sorted((tmp_path / "shards" / split).iterdir())
-    ]
+    shards = [str(path) for split in ("train", "val", "test") for path in sorted((report.folder / split).iterdir())]
     by_onnx, by_torch = (
         score_files(ScoreConfig(model=str(path), input=tuple(shards), output=str(out), all_jets=True))
         for path, out in ((onnx, tmp_path / "onnx.parquet"), (small_model, tmp_path / "torch.parquet"))
@@ -48,13 +52,12 @@ def test_sixty_real_jets_are_ingested_and_scored_by_the_exported_model(ray_local
     assert np.isfinite(one).all()
 
 
-def test_selected_real_jets_are_those_inside_the_published_phase_space(ray_local, shared, tmp_path, small_model):
-    source = shared / "data" / "jetclass2" / "jetclass2_real_60.parquet"
-    ingest(IngestConfig(input=(str(source),), output=str(tmp_path / "shards")))
+def test_selected_real_jets_are_those_inside_the_published_phase_space(ingested, small_model):
+    source, report = ingested
     data = load_data_config(yaml.safe_load(load_model(small_model / "model.pt").data_yaml))
     kept = 0
     for split in ("train", "val", "test"):
-        for group in open_shards(tmp_path / "shards", split).row_groups:
+        for group in open_shards(report.folder, split).row_groups:
             kept += len(data.apply(read_row_group(group, data.columns), training=False))
     jets = pq.read_table(source)
     pt, mass = jets["jet_pt"].to_numpy(), jets["jet_sdmass"].to_numpy()

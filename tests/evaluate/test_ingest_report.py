@@ -76,6 +76,37 @@ def test_inputs_of_the_data_yaml_are_drawn_and_a_yaml_that_does_not_fit_is_repor
     assert "Stored columns." in page
 
 
+def test_values_that_are_read_in_parts_are_those_of_the_whole(tmp_path, toy_jets):
+    yaml = tmp_path / "cut.yaml"
+    yaml.write_text(
+        "selection: jet_pt > 400\n"
+        "inputs:\n  pf: {length: 16, vars: [part_charge, [part_d0val, null]]}\n  jet: {length: null, vars: [jet_pt]}\n"
+        "labels: {type: custom, value: {truth_label: jet_label}, scheme: sophon188}\n"
+    )
+    table, kinds = toy_jets(90), ingest_plots.families_of(CLASSES)
+    whole, parts = (
+        ingest_plots.inputs_of(str(yaml), kinds, lambda columns, cuts=cuts: [
+            table.select(columns).slice(begin, end - begin) for begin, end in cuts
+        ])
+        for cuts in ([(0, 90)], [(0, 20), (20, 21), (21, 90)])
+    )  # fmt: skip
+    assert whole[1] == parts[1] == (table["jet_pt"].to_numpy() > 400).sum()
+    for one, two in zip(whole[0], parts[0], strict=True):
+        assert (one.family == two.family).all()
+        for name, (values, jets) in one.columns.items():
+            assert (values == two.columns[name][0]).all()
+            assert (jets == two.columns[name][1]).all()
+    lengths = table["part_charge"].combine_chunks().value_lengths().to_numpy()[table["jet_pt"].to_numpy() > 400]
+    assert (np.bincount(whole[0][0].columns["part_charge"][1]) == np.minimum(lengths, 16)).all()
+
+
+def test_no_more_jets_are_read_than_are_drawn(folder, monkeypatch):
+    monkeypatch.setattr(ingest_report, "_SAMPLED", 120)
+    tables = list(ingest_report._sample_jets(folder, ["jet_pt"]))
+    assert len(tables) == 2
+    assert 0 < sum(table.num_rows for table in tables) <= 120
+
+
 def test_a_folder_without_manifest_is_refused(tmp_path):
     with pytest.raises(InputError, match="no manifest"):
         ingest_report.write(tmp_path)

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from jetfoundry.errors import InputError
 from jetfoundry.evaluate import metrics, plots
@@ -111,6 +112,15 @@ def test_long_class_lists_go_into_several_panels():
     figure = plots.class_counts({f"class {i}": i for i in range(188)})
     assert [len(axes.get_yticks()) for axes in figure.axes] == [47, 47, 47, 47]
     assert figure.get_size_inches()[1] < 12
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_text_is_in_the_fonts_of_the_page(name):
+    figure = FIGURES[name]()
+    plots.png(figure, dpi=40)  # ticks are made when they are drawn
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    assert len(texts) > 3
+    assert {tuple(text.get_fontfamily()) for text in texts} == {("TeX Gyre Heros", "DejaVu Sans")}
 
 
 def test_figures_can_be_drawn_in_threads():

@@ -8,30 +8,14 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from jetfoundry.config import load_yaml
 from jetfoundry.errors import ConfigError, FormulaError
 from jetfoundry.features.transform import load_data_config
 from jetfoundry.labels import CLASSES, GROUP_WEIGHTS, GROUPS
 
 OURS = Path(__file__).resolve().parents[2] / "datasets" / "jetclass2.yaml"
 
-MINIMAL: dict[str, Any] = {
-    "selection": "jet_pt > 5",
-    "new_variables": {
-        "part_log_e": "np.log(part_energy)",
-        "part_share": "part_px / jet_pt",
-        "part_mask": "ak.ones_like(part_px)",
-    },
-    "inputs": {
-        "pf_features": {
-            "length": 4,
-            "pad_mode": "constant",
-            "vars": [["part_px", 2, 0.5, -1, 1.5], "part_share", ["part_energy", None]],
-        },
-        "pf_mask": {"length": 4, "vars": ["part_mask"]},
-    },
-    "labels": {"type": "custom", "value": {"truth_label": "jet_label"}},
-    "observers": ["jet_pt", "part_px"],
-}
+MINIMAL: dict[str, Any] = load_yaml(Path(__file__).with_name("minimal.yaml"))
 
 
 def config(**changes: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jetfoundry.config import load_yaml
 from jetfoundry.errors import ConfigError, FormulaError, InputError
 from jetfoundry.features import functions
 from jetfoundry.features.transform import load_data_config
@@ -27,24 +28,7 @@ TABLE = pa.table(
     }
 )
 
-MINIMAL: dict[str, Any] = {
-    "selection": "jet_pt > 5",
-    "new_variables": {
-        "part_log_e": "np.log(part_energy)",
-        "part_share": "part_px / jet_pt",
-        "part_mask": "ak.ones_like(part_px)",
-    },
-    "inputs": {
-        "pf_features": {
-            "length": 4,
-            "pad_mode": "constant",
-            "vars": [["part_px", 2, 0.5, -1, 1.5], "part_share", ["part_energy", None]],
-        },
-        "pf_mask": {"length": 4, "vars": ["part_mask"]},
-    },
-    "labels": {"type": "custom", "value": {"truth_label": "jet_label"}},
-    "observers": ["jet_pt", "part_px"],
-}
+MINIMAL: dict[str, Any] = load_yaml(Path(__file__).with_name("minimal.yaml"))
 
 
 def config(**changes: Any) -> dict[str, Any]:

@@ -256,8 +256,9 @@ def test_balance_follows_the_yaml_unless_told(shards: ShardSet) -> None:
         plan_uses(shards, with_weights, SamplingConfig())
     with pytest.raises(ConfigError, match="balance=yaml, but it has no weights section"):
         plan_uses(shards, without, SamplingConfig(balance="yaml"))
-    with pytest.raises(ConfigError, match="needs a label scheme"):
-        plan_uses(shards, one_hot, SamplingConfig(balance="classes"))
+    uses = plan_uses(shards, one_hot, SamplingConfig(balance="classes", max_repeat=1000))
+    assert uses.of_class is not None
+    assert len(uses.of_class) == 2
 
 
 def test_centers_and_scales_are_percentiles_of_the_selected_jets(shards: ShardSet, jets: pa.Table) -> None:

@@ -12,7 +12,7 @@ from jetfoundry.loading.loader import LoaderConfig, every_jet, prefetched, train
 from jetfoundry.loading.sampling import SamplingConfig
 
 NATURAL = SamplingConfig(balance="natural")
-LOADER = LoaderConfig(batch_size=16, micro_batches=4, window=2, prefetch=0)
+LOADER = LoaderConfig(batch_size=16, micro_batches=4, window=100, prefetch=0)
 
 # The particle's number in the input makes every jet recognisable: jet_pt is unique.
 YAML = {

@@ -15,7 +15,7 @@ from jetfoundry.loading.sampling import SamplingConfig
 
 pytestmark = pytest.mark.ray
 
-DIRECT = LoaderConfig(batch_size=16, micro_batches=4, window=2, prefetch=0)
+DIRECT = LoaderConfig(batch_size=16, micro_batches=4, window=100, prefetch=0)
 RAY = dataclasses.replace(DIRECT, feed="ray")
 YAML = {
     "selection": "jet_pt > 300",
@@ -89,7 +89,7 @@ def test_both_feeds_validate_on_the_same_batches(ray_local, folder, data):
 
 def test_a_window_without_jets_is_passed_over(ray_local, tmp_path, toy_shards, data):
     train = open_shards(toy_shards(tmp_path / "shards", row_group=2, train=40), "train")  # some pairs are below 300 GeV
-    one_by_one = [dataclasses.replace(loader, window=1) for loader in (DIRECT, RAY)]
+    one_by_one = [dataclasses.replace(loader, window=2) for loader in (DIRECT, RAY)]
     direct, by_ray = (two_passes(train, data, loader, 0, 1) for loader in one_by_one)
     assert len({(at.passes, at.window) for _, at in direct}) < 40
     assert [at for _, at in direct] == [at for _, at in by_ray]

@@ -9,11 +9,21 @@ import numpy as np
 import pytest
 import torch
 
+from jetfoundry import config
 from jetfoundry.errors import CheckpointError
 from jetfoundry.labels import class_list_hash
 from jetfoundry.models import checkpoints
-from jetfoundry.models.checkpoints import load_model, load_state, save_model, save_state, weights_hash
+from jetfoundry.models.checkpoints import (
+    architecture_hash,
+    load_model,
+    load_state,
+    save_model,
+    save_state,
+    weights_hash,
+)  # fmt: skip
+from jetfoundry.models.particle_net import ParticleNetConfig
 from jetfoundry.models.particle_transformer import ParTConfig, ParticleTransformer
+from jetfoundry.models.presets import PRESETS, build, configure, model_name
 
 CLASSES = ("X_bb", "X_cc", "QCD_light")
 
@@ -137,6 +147,7 @@ def test_python_objects_are_never_unpickled(tmp_path: Path, capsys: pytest.Captu
     [
         ("weights", [], "field 'weights': wanted dict, got list"),
         ("data_yaml", None, "field 'data_yaml': wanted str, got NoneType"),
+        ("model_name", "particle_net", "model.pt: unknown key 'embed_dims'"),
         ("model_name", "particle_transfomer", "unknown model 'particle_transfomer'; nearest: particle_transformer"),
         ("model_config", {"num_head": 4}, "model.pt: unknown key 'num_head'; nearest: num_heads"),
         ("model_config", {"num_heads": 3}, "num_heads=3 must divide"),
@@ -155,6 +166,53 @@ def test_weights_of_another_configuration_are_refused(model: ParticleTransformer
     path = save(tmp_path / "model.pt", model, model_config=dataclasses.replace(model.config, num_layers=3))
     with pytest.raises(CheckpointError, match=r"(?s)model.pt: the weights do not fit .*blocks.2"):
         load_model(path).build()
+
+
+def test_another_architecture_is_refused_with_what_differs(model: ParticleTransformer, tmp_path: Path) -> None:
+    path = save(tmp_path / "model.pt", model)
+    assert load_model(path, expect_config=model.config).model_config == model.config
+    other = dataclasses.replace(model.config, num_layers=3, fc_dims=())
+    with pytest.raises(
+        CheckpointError, match=r"model.pt: another .*num_layers is 2, wanted 3, fc_dims is \[9\], .*\[\]"
+    ):
+        load_model(path, expect_config=other)
+    with pytest.raises(CheckpointError, match=r"model is 'particle_transformer', wanted 'particle_net', .* more$"):
+        load_model(path, expect_config=ParticleNetConfig())
+    with pytest.raises(CheckpointError, match="a ParTConfig configures no 'particle_net'"):
+        save(tmp_path / "other.pt", model, model_name="particle_net")
+
+
+def test_identity_of_an_architecture_is_what_differs_from_the_defaults(
+    model: ParticleTransformer, tmp_path: Path
+) -> None:
+    loaded = load_model(save(tmp_path / "model.pt", model))
+    assert loaded.architecture_hash == architecture_hash(model.config)
+    known = {architecture_hash(preset) for preset in PRESETS.values()} | {loaded.architecture_hash}
+    assert len(known) == len(PRESETS) + 1
+    assert architecture_hash(ParTConfig()) == config.fingerprint({"model": "particle_transformer", "config": {}})
+
+
+def test_files_from_before_there_were_tasks_are_read(model: ParticleTransformer, make_batch, tmp_path: Path) -> None:
+    path = save(tmp_path / "model.pt", model)
+    state = torch.load(path, weights_only=True)
+    for new in ("tasks", "pair_activation"):
+        del state["model_config"][new]
+    torch.save(state, path)
+    assert "readout.token" in state["weights"]
+    assert not any(name.startswith(("readouts", "heads")) for name in state["weights"])
+    batch = make_batch([4, 2], features=5)
+    assert torch.equal(load_model(path).build()(*batch), model(*batch))
+
+
+@pytest.mark.parametrize("name", ["particle_net_lite", "demo_contrastive", "demo"])
+def test_every_architecture_goes_through_a_file(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    wanted = configure(name, {}, input_dim=5, num_classes=3)
+    network = build(wanted)
+    path = save(tmp_path / "model.pt", network, model_name=model_name(wanted))
+    loaded = load_model(path, expect_config=wanted)
+    for key, value in loaded.build().state_dict().items():
+        assert torch.equal(value, network.state_dict()[key]), key
 
 
 def test_a_training_state_comes_back(tmp_path: Path) -> None:

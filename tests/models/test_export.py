@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,23 +13,27 @@ import torch
 
 from jetfoundry.errors import CheckpointError
 from jetfoundry.labels import CLASSES
+from jetfoundry.loading.batch import INPUTS
 from jetfoundry.models import export
 from jetfoundry.models.checkpoints import ModelFile, load_model, save_model
 from jetfoundry.models.export import check_onnx, export_onnx
-from jetfoundry.models.particle_transformer import ParTConfig, ParticleTransformer
+from jetfoundry.models.particle_net import ParticleNetConfig
+from jetfoundry.models.particle_transformer import ParTConfig
+from jetfoundry.models.presets import build, model_name
+from jetfoundry.models.tasks import TaskConfig
 
 
-def model_file(folder: Path, config: ParTConfig) -> ModelFile:
+def model_file(folder: Path, config: Any) -> ModelFile:
     """A network whose norms have seen something, as a model file."""
     torch.manual_seed(0)
-    model = ParticleTransformer(config)
+    model = build(config)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             if "running" in name:
                 buffer += 0.5 * torch.rand(buffer.shape)
     save_model(
         folder / "model.pt",
-        model_name="particle_transformer",
+        model_name=model_name(config),
         model_config=config,
         weights=model.state_dict(),
         classes=CLASSES[: config.num_classes],
@@ -62,7 +68,7 @@ def test_padding_content_does_not_change_onnx_scores(exported, make_batch) -> No
     scores = []
     for fill in (0.0, 1e6):
         inputs = (features.masked_fill(~mask, fill), vectors.masked_fill(~mask, fill), mask.float())
-        scores.append(session.run(["scores"], dict(zip(export.INPUTS, (x.numpy() for x in inputs), strict=True)))[0])
+        scores.append(session.run(["scores"], dict(zip(INPUTS, (x.numpy() for x in inputs), strict=True)))[0])
     np.testing.assert_array_equal(*scores)
     np.testing.assert_allclose(scores[0].sum(1), 1, rtol=1e-5)
 
@@ -106,6 +112,26 @@ def test_another_opset_than_asked_for_is_refused(exported, tmp_path: Path, monke
     with pytest.raises(CheckpointError, match=r"wanted ONNX opset 21, the exporter wrote 18"):
         export_onnx(source, tmp_path / "model.onnx", opset=21)
     assert not list(tmp_path.iterdir())
+
+
+def test_particle_net_is_exported_for_any_number_of_particles(tmp_path: Path, make_batch) -> None:
+    config = ParticleNetConfig(input_dim=5, num_classes=3, neighbours=(4, 3), channels=((8, 8), (6, 7)), fc_dims=(9,))
+    source = model_file(tmp_path, config)
+    export_onnx(source, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["pf_points", "pf_features", "pf_mask"]
+    for lengths in ([1], [3, 2], [60], [45, 17, 0, 64, 1]):
+        features, vectors, mask = make_batch(lengths, features=5)
+        assert check_onnx(tmp_path / "model.onnx", source.build(), [(vectors[:, :2], features, mask)]) < 1e-5
+
+
+def test_further_class_tokens_are_exported_by_name(tmp_path: Path, small_config: ParTConfig, make_batch) -> None:
+    tasks = (TaskConfig(), TaskConfig(name="contrastive", outputs=6))
+    source = model_file(tmp_path, dataclasses.replace(small_config, tasks=tasks))
+    export_onnx(source, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert [o.name for o in session.get_outputs()] == ["scores", "latent", "latent_contrastive"]
+    assert check_onnx(tmp_path / "model.onnx", source.build(), [make_batch([5, 2], features=5)]) < 1e-5
 
 
 @pytest.mark.slow

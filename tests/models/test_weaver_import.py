@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from weaver.nn.model.ParticleTransformer import ParticleTransformer as Weaver
 
 from jetfoundry.errors import CheckpointError
+from jetfoundry.models.particle_net import ParticleNetConfig
 from jetfoundry.models.particle_transformer import ParTConfig, ParticleTransformer
 from jetfoundry.models.weaver_import import config_from_weaver, from_weaver, load_weaver
 
@@ -127,6 +128,59 @@ def test_wrappers_prefixes_and_old_attention_names_are_understood(small_config: 
     torch.testing.assert_close(model.eval()(*batch), network(batch[0], batch[1], batch[2].float()))
 
 
+def test_pre_activation_pairs_are_imported_if_one_says_so(small_config: ParTConfig, make_batch) -> None:
+    network, batch = weaver_network(small_config), make_batch([6, 4], features=5)
+    network.pair_embed.embed = network.pair_embed.embed[:-1]  # what use_pre_activation_pair=True does
+    config = config_from_weaver(network.state_dict(), pair_activation=False)
+    assert config == dataclasses.replace(small_config, pair_activation=False)
+    wanted = network(batch[0], batch[1], batch[2].float())
+    torch.testing.assert_close(ours_from(network, config)(*batch), wanted, atol=1e-5, rtol=0)
+    assert (ours_from(network, small_config)(*batch) - wanted).abs().max() > 1e-3
+
+
+def contrastive_state(network: Weaver, tokens: int) -> dict[str, torch.Tensor]:
+    """Names and shapes of Sophon's contrastive training: `mod` the network of the jet, without its classifier."""
+    dim = network.cls_token.shape[-1]
+    body = {"mod." + name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
+    heads = {"mod_fc." + name: value for name, value in network.state_dict().items() if name.startswith("fc.")}
+    projection = {"mod_proj.fc.0.0.weight": torch.randn(7, dim), "mod_proj.fc.0.0.bias": torch.randn(7)}
+    projection |= {"mod_proj.fc.1.weight": torch.randn(6, 7)}
+    left_out = {"gen.cls_token": torch.ones(1, 1, 4), "gen_proj.fc.0.weight": torch.ones(6, 4)}
+    return {**body, **heads, **projection, **left_out, "mod.cls_token": torch.randn(1, tokens, dim)}
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_networks_of_several_class_tokens_are_imported(small_config: ParTConfig, make_batch, tokens: int) -> None:
+    network, (features, vectors, mask) = weaver_network(small_config), make_batch([6, 4], features=5)
+    state = contrastive_state(network, tokens)
+    config = config_from_weaver(state)
+    ours = ParticleTransformer(config).eval()
+    ours.load_state_dict(from_weaver({"module." + name: value for name, value in state.items()}, config))
+    found = ours.outputs(features, vectors, mask)
+
+    x, padding = network._forward_encoder(features, vectors, mask.float())
+    read = state["mod.cls_token"].expand(2, -1, -1)
+    for block in network.cls_blocks:  # tokens read the particles and each other
+        read = block(x, x_cls=read, padding_mask=F.pad(padding, (tokens - 1, 0)))
+    read = network.norm(read)
+    hidden = F.relu(F.linear(read[:, -1], state["mod_proj.fc.0.0.weight"], state["mod_proj.fc.0.0.bias"]))
+    torch.testing.assert_close(found["classification"], network.fc(read[:, 0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["contrastive"], hidden @ state["mod_proj.fc.1.weight"].T, atol=1e-5, rtol=1e-5)
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_its_first_keys(small_config: ParTConfig) -> None:
+    state = weaver_network(small_config).state_dict()
+    with pytest.raises(CheckpointError, match=r"no place for, first 'cls_token', '[^']*', '[^']*', …; known: bn_fts"):
+        from_weaver(state, ParticleNetConfig())
+    tagger = {"pf_conv.conv.0.weight": torch.ones(3), "pn.fc.0.weight": torch.ones(3, 3)}
+    with pytest.raises(CheckpointError, match=r"or ParticleNet classifier; it holds pf_conv.conv.0.weight, pn.fc"):
+        config_from_weaver(tagger)
+    with pytest.raises(
+        CheckpointError, match="without pairs, embedding or classifier has no place here; it holds blocks"
+    ):
+        config_from_weaver({name: value for name, value in state.items() if not name.startswith("fc.")})
+
+
 def test_misfits_are_named_with_weavers_names(small_config: ParTConfig) -> None:
     state = weaver_network(small_config).state_dict()
     with pytest.raises(CheckpointError, match=r"lacks 1 weights, first 'blocks.0.c_attn'"):
@@ -135,7 +189,7 @@ def test_misfits_are_named_with_weavers_names(small_config: ParTConfig) -> None:
         from_weaver({**state, "blocks.1.ls1.gamma": torch.ones(16)}, small_config)
     with pytest.raises(CheckpointError, match=r"fc.1.weight: wanted shape \(3, 9\), got \(4, 9\)"):
         from_weaver({**state, "fc.1.weight": torch.ones(4, 9)}, small_config)
-    with pytest.raises(CheckpointError, match=r"no checkpoint of weaver's ParticleTransformer classifier; it holds x"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of weaver's ParticleTransformer or .* it holds x"):
         config_from_weaver({"x": torch.ones(1)})
 
 

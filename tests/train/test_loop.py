@@ -18,6 +18,8 @@ STEPS = 3
 class Toy(nn.Module):
     """Mean of the features over real particles, dropout, one linear layer: (b, 2, P) -> (b, 2)."""
 
+    inputs = ("pf_features", "pf_vectors", "pf_mask")
+
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
@@ -115,5 +117,77 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     def broken(start):
         yield iter([(batch_number(0, scale=float("nan")), Position())])
 
-    with pytest.raises(InputError, match="training loss became nan in the steps before step 1"):
+    with pytest.raises(
+        InputError, match=r"step 1: the training loss of 8 of 8 jets is not finite.*the first is nan for jet 0 of 8"
+    ):
         train(stream=broken)
+
+
+def test_the_first_jet_whose_loss_is_not_finite_is_named():
+    @contextlib.contextmanager
+    def broken(start):
+        good, bad = batch_number(0), batch_number(1)
+        bad.micro[1].inputs["pf_features"][2] = float("inf")  # the third jet of the second half: jet 6
+        yield iter([(good, Position()), (bad, Position(batch=1))])
+
+    saved, model = [], Toy()
+    model.dropout.p = 0.0
+    how = {"save": lambda state, metrics: saved.append(state), "where": lambda batch, index: f"shard 7, {index}"}
+    with pytest.raises(InputError, match=r"step 2: the training loss of 1 of 8 jets is not finite; .* for shard 7, 6"):
+        fit(model, broken, validate, OPTIONS, steps_per_epoch=2, device=CPU, **how)
+    assert saved == []
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run():
+    class Broken(Toy):
+        def forward(self, features, vectors, mask):
+            out = super().forward(features, vectors, mask)
+            out.register_hook(lambda grad: grad * float("inf"))
+            return out
+
+    with pytest.raises(InputError, match=r"step 1: the gradient's norm is (nan|inf); the largest loss, .* jet \d of 8"):
+        fit(Broken(), stream, validate, OPTIONS, steps_per_epoch=2, device=CPU, save=lambda s, m: None)
+
+
+def test_the_average_of_the_weights_is_validated_and_continued_bit_for_bit():
+    options = TrainConfig(epochs=4, optim=OptimConfig(lr=0.05, ema=0.9), log_steps=1, checkpoint_steps=2)
+    states, judged = [], []
+
+    def judge(model):
+        judged.append(model.linear.weight.detach().clone())
+        return validate(model)
+
+    def run(state=None, save=lambda s, m: None):
+        model = Toy()
+        fit(model, stream, judge, options, steps_per_epoch=STEPS, device=CPU, state=state, save=save)
+        return model
+
+    model = run(save=lambda state, metrics: states.append(copy(state)))
+    last = judged[-1]
+    assert not torch.equal(last, model.linear.weight)
+    judged.clear()
+    run(state=states[3])
+    assert torch.equal(judged[-1], last)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_lower_precision_trains_to_about_the_same_loss(amp):
+    def last_loss(amp):
+        rows = []
+        options = TrainConfig(epochs=20, optim=OptimConfig(lr=0.05), log_steps=1, amp=amp)
+        train(log=rows.append, options=options)
+        return np.mean([row["loss"] for row in rows if "loss" in row][-6:])
+
+    assert last_loss(amp) == pytest.approx(last_loss("off"), rel=0.1)
+
+
+def test_a_row_of_metrics_says_how_fast_how_full_and_how_steep():
+    rows = []
+    train(log=rows.append)
+    row = rows[1]
+    assert 0 <= row["accuracy"] <= 1
+    assert row["grad_norm"] > 0
+    assert row["padding"] == 0
+    assert row["memory_mib"] > 10
+    assert row["jets_per_s_worker"] == row["jets_per_s"] > 0
+    assert 0 <= row["data_wait"] <= 1

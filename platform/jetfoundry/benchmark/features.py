@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 
 from jetfoundry import config, files
 from jetfoundry.benchmark import peer
@@ -33,7 +32,7 @@ State = tuple[list[pa.Table], DataConfig]
 def sides(shards: Path, features: str, work: Path, jets: int) -> list[Side]:
     """Both sides on the same `jets` jets of the train split; the YAML without weights goes to `work`."""
     plain = work / "features.yaml"
-    files.write_text(plain, yaml.safe_dump({**config.load_yaml(features), "weights": None}, sort_keys=False))
+    files.write_text(plain, config.dump_yaml({**config.load_yaml(features), "weights": None}))
     where = {"shards": str(shards), "features": str(plain), "jets": jets}
     return [
         Side("jetfoundry, to 128", _prepare, _padded, where),

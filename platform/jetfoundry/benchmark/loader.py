@@ -20,16 +20,13 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jetfoundry import config, files, ray_session
 from jetfoundry.benchmark import peer
 from jetfoundry.benchmark.measure import Side
 from jetfoundry.data.shards import ShardSet, open_shards
 from jetfoundry.features.transform import DataConfig, load_data_config
-from jetfoundry.loading.loader import LoaderConfig, prefetched, training_batches
-from jetfoundry.loading.order import Order
-from jetfoundry.loading.pieces import Piece, read_pieces
+from jetfoundry.loading.loader import LoaderConfig, order_of, prefetched, training_batches
+from jetfoundry.loading.pieces import Piece, read_flat
 from jetfoundry.loading.sampling import SamplingConfig
 
 __all__ = ["sides"]
@@ -44,7 +41,7 @@ Sizes = Generator[int, None, None]
 def sides(shards: Path, features: str, work: Path, jets: int) -> list[Side]:
     """All rungs on the train split of a shard folder, about `jets` jets each; `work` gets the YAML without weights."""
     plain = work / "loader.yaml"
-    files.write_text(plain, yaml.safe_dump({**config.load_yaml(features), "weights": None}, sort_keys=False))
+    files.write_text(plain, config.dump_yaml({**config.load_yaml(features), "weights": None}))
     where = {"shards": str(shards), "features": str(plain), "jets": jets}
     return [Side(rung, _prepare, _run, {"rung": rung, **where}) for rung in _RUNGS]
 
@@ -79,7 +76,7 @@ def _open(shards: str, features: str) -> tuple[ShardSet, DataConfig]:
 
 
 def _windows(train: ShardSet) -> Iterator[tuple[Piece, ...]]:
-    order = Order(len(train.row_groups), LoaderConfig().window, seed=1)
+    order = order_of(train, LoaderConfig(), seed=1)
     for at in order.walk(order.start(1), 0, 1):
         yield tuple(train.row_groups[i] for i in order.pieces_of(at))
 
@@ -87,13 +84,13 @@ def _windows(train: ShardSet) -> Iterator[tuple[Piece, ...]]:
 def _read(shards: str, features: str) -> Sizes:
     train, data = _open(shards, features)
     for pieces in _windows(train):
-        yield read_pieces(pieces, data.columns).num_rows
+        yield read_flat(pieces, data.columns).num_rows
 
 
 def _features(shards: str, features: str) -> Sizes:
     train, data = _open(shards, features)
     for pieces in _windows(train):
-        yield len(data.apply(read_pieces(pieces, data.columns), training=True))
+        yield len(data.apply(read_flat(pieces, data.columns), training=True))
 
 
 def _batches(shards: str, features: str, feed: Any = "direct") -> Sizes:

@@ -31,13 +31,15 @@ __all__ = ["Run", "Side", "Timing", "compare"]
 class Side:
     """One way to do the work. `prepare(**arguments)` gives the state, `run(state)` is measured and returns its jets.
 
-    Both are functions of a module, since a fresh process imports them.
+    Both are functions of a module, since a fresh process imports them. `threads` is how many threads numerical
+    libraries use, 0 = one for each core.
     """
 
     name: str
     prepare: Callable[..., Any]
     run: Callable[[Any], int]
     arguments: dict[str, Any]
+    threads: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,7 @@ def compare(sides: Sequence[Side], rounds: int) -> list[Timing]:
 def _in_a_process(side: Side) -> Run:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    with _one_thread():
+    with _threads(side.threads):
         process = context.Process(target=_child, args=(theirs, side))
         process.start()
     theirs.close()
@@ -111,11 +113,11 @@ def _in_a_process(side: Side) -> Run:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Numerical libraries of the child use one thread: per-core figures are asked for."""
+def _threads(number: int) -> Iterator[None]:
+    """Numerical libraries of the child use so many threads: one if per-core figures are asked for."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
+    os.environ.update(dict.fromkeys(names, str(number or len(os.sched_getaffinity(0)))))
     try:
         yield
     finally:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jetfoundry import files, runs
 from jetfoundry.benchmark.measure import Timing
 from jetfoundry.benchmark.settings import BenchmarkConfig
@@ -33,30 +35,49 @@ def hardware() -> dict[str, Any]:
 
 
 def write_report(
-    cfg: BenchmarkConfig, title: str, method: str, baseline: str, timings: Sequence[Timing], more: str = ""
+    cfg: BenchmarkConfig,
+    title: str,
+    method: str,
+    baseline: str,
+    timings: Sequence[Timing],
+    *,
+    name: str = "",
+    wall: bool = False,
+    more: str = "",
 ) -> Path:
-    """Write `<theme>_<hardware>_<date>.md` and a JSON of the same name; ratios are to the side named `baseline`."""
+    """Write `<name>_<hardware>_<date>.md` and a JSON of the same name (`name` '' = the theme). Ratios are to the side
+    named `baseline`, of jets per CPU-second or, with `wall`, of jets per second of wall time."""
     machine, today = hardware(), datetime.datetime.now(datetime.UTC).date().isoformat()
     short = re.sub(r"[^a-z0-9]+", "-", f"{machine['cores']}x {machine['processor']}".lower()).strip("-")
-    path = cfg.output / f"{cfg.theme}_{short}_{today}.md"
+    path = cfg.output / f"{name or cfg.theme}_{short}_{today}.md"
+    gpu = torch.cuda.get_device_name() if cfg.device == "cuda" and torch.cuda.is_available() else ""
     base = next(timing for timing in timings if timing.name == baseline)
+
+    def ratio(timing: Timing) -> float:
+        return timing.wall_rate / base.wall_rate if wall else timing.rate / base.rate
+
     rows = [
-        f"| {t.name} | {t.rate:,.0f} | {t.spread[0]:,.0f}–{t.spread[1]:,.0f} | {t.rate / base.rate:.2f} "
+        f"| {t.name} | {t.rate:,.0f} | {t.spread[0]:,.0f}–{t.spread[1]:,.0f} | {ratio(t):.2f} "
         f"| {t.wall_rate:,.0f} | {t.peak:,.0f} |"
         for t in timings
     ]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
-    header: tuple[str, ...] = ("side", "jets per CPU-second, median", "smallest-largest", f"ratio to {baseline}")
+    header: tuple[str, ...] = (
+        "side",
+        "jets per CPU-second, median",
+        "smallest-largest",
+        f"ratio to {baseline}{' (wall)' if wall else ''}",
+    )
     header += ("jets per second, wall", "peak memory [MiB]")
     text = f"""# {title}
 
-{today}, {machine["processor"]}, {machine["cores"]} cores, {machine["memory_gib"]} GiB, no GPU used; load average
-{machine["load"]}. {versions}. Commit {runs.git_commit()}.
+{today}, {machine["processor"]}, {machine["cores"]} cores, {machine["memory_gib"]} GiB, {gpu or "no GPU used"}; load
+average {machine["load"]}. {versions}. Commit {runs.git_commit()}.
 
 {method}
 
-{cfg.jets:,} jets, {cfg.rounds} runs of each side in turn, each in a fresh process with one thread per numerical
-library.
+{cfg.jets:,} jets, {cfg.rounds} runs of each side in turn, each in a fresh process with
+{"all cores" if wall else "one thread per numerical library"}.
 
 | {" | ".join(header)} |
 |{" --- |" * len(header)}
@@ -64,6 +85,8 @@ library.
     text += "\n".join(rows) + "\n" + (f"\n{more.strip()}\n" if more else "")
     files.write_text(path, text)
     record = {"theme": cfg.theme, "hardware": machine, "date": today, "baseline": baseline}
-    record["sides"] = {t.name: {"rate": t.rate, "ratio": t.rate / base.rate, "peak_mib": t.peak} for t in timings}
+    record["sides"] = {
+        t.name: {"rate": t.rate, "wall": t.wall_rate, "ratio": ratio(t), "peak_mib": t.peak} for t in timings
+    }
     files.write_json(path.with_suffix(".json"), record)
     return path

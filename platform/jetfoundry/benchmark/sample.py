@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import uproot
 
 from jetfoundry import config, files
 from jetfoundry.benchmark.settings import BenchmarkConfig
@@ -29,12 +30,14 @@ __all__ = ["root_files", "shard_folder"]
 _SIMULATED = 4000
 _PER_FILE = 20_000
 _JITTER = 1e-4
+_COMPRESSIONS = {"zlib": uproot.ZLIB(1), "zstd": uproot.ZSTD(3), "lz4": uproot.LZ4(4)}
 
 
 def root_files(cfg: BenchmarkConfig) -> list[Path]:
-    """TTree files (ZLIB, as uproot writes them) with `cfg.jets` jets."""
+    """TTree files with `cfg.jets` jets, compressed as `cfg.compression` says."""
     source = [file.path for file in expand(cfg.input)] if cfg.input else _simulated(cfg.work / "simulated")
-    name = config.fingerprint({"jets": cfg.jets, "source": source})
+    made_of = {"jets": cfg.jets, "source": source, "compression": cfg.compression}
+    name = config.fingerprint(made_of)
     folder = cfg.work / f"root-{name}"
     if not (folder / "done.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -42,8 +45,10 @@ def root_files(cfg: BenchmarkConfig) -> list[Path]:
         rng = np.random.default_rng(1)
         for number, begin in enumerate(range(0, cfg.jets, _PER_FILE)):
             rows = np.arange(begin, min(begin + _PER_FILE, cfg.jets)) % jets.num_rows
-            write_shard(folder / f"jets-{number:04d}.root", _jittered(jets.take(rows), rng), {"mode": "full"})
-        files.write_json(folder / "done.json", {"jets": cfg.jets, "source": source})
+            part = _jittered(jets.take(rows), rng)
+            how = _COMPRESSIONS[cfg.compression]
+            write_shard(folder / f"jets-{number:04d}.root", part, {"mode": "full"}, compression=how)
+        files.write_json(folder / "done.json", made_of)
     return sorted(folder.glob("*.root"))
 
 

@@ -8,20 +8,31 @@ from typing import Literal
 
 from jetfoundry.config import option
 
-__all__ = ["BenchmarkConfig", "Theme"]
+__all__ = ["BenchmarkConfig", "Compression", "Theme"]
 
-Theme = Literal["ingest", "features", "loader"]
+Theme = Literal["ingest", "features", "loader", "train", "infer"]
+Compression = Literal["zlib", "zstd", "lz4"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
     """A benchmark against weaver-core 0.5.3, which must be installed (pip install 'jetfoundry[dev]')."""
 
-    theme: Theme = option("ingest", "ingest = ROOT to Parquet, features = jets to tensors, loader = Parquet to batches")
+    theme: Theme = option(
+        "ingest",
+        "ingest = ROOT to Parquet, features = jets to tensors, loader = Parquet to batches, "
+        "train, infer = batches through the network",
+    )
     input: tuple[str, ...] = option((), "ROOT files of JetClass-II jets to start from; none = simulate 4,000")
     jets: int = option(40_000, "size of the measured sample; the input is repeated with jitter to get there")
+    compression: Compression = option("zlib", "of the ROOT files of the measured sample")
     rounds: int = option(5, "runs of each side, in turn")
     features: str = option("datasets/jetclass2.yaml", "data YAML of the themes features and loader")
+    preset: str = option("sophon", "train, infer: preset of the Particle Transformer")
+    batch_size: int = option(512, "train, infer: jets of one batch")
+    micro_batches: int = option(16, "train, infer: parts of our batch, sorted by length")
+    device: str = option("cpu", "train, infer: cpu or cuda")
+    curves: int = option(0, "train: steps of the loss curves, 3 seeds for each side, to compare; 0 = none")
     work: Path = option(Path("data/benchmark"), "folder of the samples; kept, so that the next run starts at once")
     output: Path = option(Path("docs/benchmarks"), "folder of the report <theme>_<hardware>_<date>.md")
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
-from jetfoundry.benchmark import features, ingest, loader, report, sample
+import numpy as np
+
+from jetfoundry.benchmark import features, ingest, loader, report, sample, train
 from jetfoundry.benchmark.measure import Timing, compare
 from jetfoundry.benchmark.settings import BenchmarkConfig
 
 __all__ = ["run"]
 
+_POOL = 12_000  # jets that training batches are drawn from, at least
+
 _TITLES = {
     "ingest": "ROOT to Parquet: jetfoundry against weaver's converter",
     "features": "Features: jetfoundry against weaver's data set, in memory",
     "loader": "Parquet to batches: jetfoundry against weaver's data set",
+    "train": "Training steps: jetfoundry's Particle Transformer against weaver's",
+    "infer": "Inference: jetfoundry's Particle Transformer against weaver's",
 }
 
 
@@ -22,10 +30,27 @@ def run(cfg: BenchmarkConfig) -> tuple[Path, list[Timing]]:
 
     Raises ConfigError without weaver-core 0.5.3 or, for a simulated sample, without the [sim] extra.
     """
+    name: str = cfg.theme
+    more, wall = "", cfg.theme in ("train", "infer")
     if cfg.theme == "ingest":
         sides, method = ingest.sides(sample.root_files(cfg), cfg.work), ingest.__doc__ or ""
+        name = f"ingest-{cfg.compression}"
+    elif wall:
+        shards = sample.shard_folder(dataclasses.replace(cfg, jets=max(cfg.jets, _POOL)))
+        sides, method, name = train.sides(cfg, shards), train.__doc__ or "", f"{cfg.theme}-{cfg.preset}"
+        more = _curves(cfg, shards) if cfg.theme == "train" and cfg.curves else ""
     else:
         theme = features if cfg.theme == "features" else loader
         sides, method = theme.sides(sample.shard_folder(cfg), cfg.features, cfg.work, cfg.jets), theme.__doc__ or ""
     timings = compare(sides, cfg.rounds)
-    return report.write_report(cfg, _TITLES[cfg.theme], method.strip(), "weaver", timings), timings
+    how: dict[str, Any] = {"name": name, "wall": wall, "more": more}
+    return report.write_report(cfg, _TITLES[cfg.theme], method.strip(), "weaver", timings, **how), timings
+
+
+def _curves(cfg: BenchmarkConfig, shards: Path) -> str:
+    """Mean loss of the last fifth of short trainings, and how much it scatters between seeds."""
+    lines = [f"Mean training loss of the last fifth of {cfg.curves} steps of {cfg.batch_size} jets, 3 seeds:", ""]
+    for side, curves in train.losses(cfg, shards, 3, cfg.curves).items():
+        last = np.asarray(curves)[:, -max(1, cfg.curves // 5) :].mean(axis=1)
+        lines.append(f"- {side}: {last.mean():.3f}, standard deviation {last.std(ddof=1):.3f}")
+    return "\n".join(lines)

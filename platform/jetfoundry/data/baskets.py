@@ -9,7 +9,9 @@ Decided here:
   offsets, not 46, and everything downstream (checks, mixing) is told by identity that they agree.
 - A basket must hold exactly the bytes that its counter announces; anything else is damage, never a shifted list.
 - zlib is decoded by libdeflate (`deflate`), in half the time of zlib itself; the other algorithms as uproot does it.
-- Neighbouring baskets are fetched in one go: one request instead of 57 if the file lies behind a URL.
+- Neighbouring baskets are fetched in one go: one request instead of 57 if the file lies behind a URL. A basket is
+  decompressed when its branch is asked for, into memory that all baskets share, and swapped to native byte order on
+  the way out: of all that is read, one branch and one fetched run of baskets are held besides the results.
 """
 
 from __future__ import annotations
@@ -35,9 +37,13 @@ _KEY = struct.Struct(">ihiIhh")  # TKey: fNbytes, version, fObjlen, fDatime, fKe
 _TAIL = struct.Struct(">HIIII")  # end of a TBasket's key: version, fBufferSize, fNevBufSize, fNevBuf, fLast
 _BLOCK = struct.Struct("<2sB3s3s")  # of compressed data: algorithm, method, compressed and uncompressed size
 _GAP = 1 << 16  # bytes: baskets that lie closer are fetched together
-_MOST = 1 << 25  # bytes fetched together at most
+_MOST = 1 << 23  # bytes fetched together at most
 
-_Bytes = dict[tuple[str, int], npt.NDArray[np.uint8]]  # of baskets by branch and number
+_LEAVES = {
+    "TLeafO": "?", "TLeafB": ">i1", "TLeafS": ">i2", "TLeafI": ">i4", "TLeafL": ">i8", "TLeafF": ">f4", "TLeafD": ">f8"
+}  # fmt: skip
+
+_Key = tuple[str, int]  # of a basket: name of its branch, number
 Column = tuple[npt.NDArray[np.int64] | None, npt.NDArray[Any]]
 """Offsets (B+1,) of the lists, or None, and the values (N,)."""
 
@@ -79,6 +85,35 @@ def flat_branches(tree: Any, names: Iterable[str]) -> dict[str, _Branch]:
 
 
 def _describe(branch: Any) -> _Branch | None:
+    kind = _of_leaf(branch) or _interpreted(branch)
+    if kind is None or len(branch.branches) or branch.embedded_baskets:
+        return None
+    number = branch.num_baskets
+    entries = np.asarray(branch.entry_offsets, np.int64)
+    seek = np.asarray(branch.member("fBasketSeek")[:number], np.int64)
+    size = np.asarray(branch.member("fBasketBytes")[:number], np.int64)
+    return _Branch(branch.name, *kind, entries, seek, size)
+
+
+_Kind = tuple[np.dtype[Any], int, str]  # type, header and counter of a branch
+
+
+def _of_leaf(branch: Any) -> _Kind | None:
+    """What its only leaf says of a plain branch, as most are: uproot's interpretation takes a third of opening."""
+    leaves = branch.member("fLeaves")
+    if branch.classname != "TBranch" or len(leaves) != 1 or leaves[0].classname not in _LEAVES:
+        return None
+    leaf = leaves[0]
+    if leaf.member("fLen") != 1:  # an array in each entry, or in each item
+        return None
+    dtype = np.dtype(_LEAVES[leaf.classname])
+    if leaf.member("fIsUnsigned") and dtype.kind == "i":
+        dtype = np.dtype(dtype.str.replace("i", "u"))
+    counter = leaf.member("fLeafCount")
+    return dtype, -1 if counter is None else 0, "" if counter is None else counter.parent.name
+
+
+def _interpreted(branch: Any) -> _Kind | None:
     kind, header, counter = branch.interpretation, -1, ""
     if isinstance(kind, uproot.AsJagged):
         kind, header = kind.content, int(kind.header_bytes)
@@ -86,13 +121,7 @@ def _describe(branch: Any) -> _Branch | None:
         if bool(counter) == bool(header):  # a counter and no header, or a C++ vector
             return None
     plain = isinstance(kind, uproot.AsDtype) and kind.from_dtype.fields is None and kind.from_dtype.shape == ()
-    if not plain or kind.from_dtype.kind not in "biuf" or len(branch.branches) or branch.embedded_baskets:
-        return None
-    number = branch.num_baskets
-    entries = np.asarray(branch.entry_offsets, np.int64)
-    seek = np.asarray(branch.member("fBasketSeek")[:number], np.int64)
-    size = np.asarray(branch.member("fBasketBytes")[:number], np.int64)
-    return _Branch(branch.name, kind.from_dtype, header, counter, entries, seek, size)
+    return (kind.from_dtype, header, counter) if plain and kind.from_dtype.kind in "biuf" else None
 
 
 def read_branches(
@@ -113,7 +142,7 @@ def read_branches(
             spans[branch.counter] = min(low, old[0]), max(high, old[1])
     baskets = [(name, number) for name, numbers in wanted.items() for number in numbers]
     baskets += [(name, number) for name, span in spans.items() for number in branches[name].baskets(*span)]
-    data = _fetch(source, {key: _place(branches[key[0]], key[1]) for key in baskets})
+    data = _Baskets(source, {key: _place(branches[key[0]], key[1]) for key in baskets})
     counted = {name: _offsets(branches[name], data, *span) for name, span in spans.items()}
     shared = {name: _slice(offsets, start - spans[name][0], stop - spans[name][0]) for name, offsets in counted.items()}
     empty = np.zeros(1, np.int64)
@@ -137,100 +166,115 @@ def _place(branch: _Branch, number: int) -> tuple[int, int]:
     return int(branch.seek[number]), int(branch.size[number])
 
 
-def _fetch(source: Any, places: dict[tuple[str, int], tuple[int, int]]) -> _Bytes:
-    """The bytes (seek, size) of each basket, neighbours in one request."""
-    found: _Bytes = {}
-    run: list[tuple[str, int]] = []
-    begin = end = 0
+class _Baskets:
+    """Content of baskets at (seek, size), fetched with their neighbours and decompressed one by one."""
 
-    def flush() -> None:
-        if run:
-            block = np.asarray(source.chunk(begin, end).raw_data)
-            for key in run:
-                seek, size = places[key]
-                found[key] = block[seek - begin : seek - begin + size]
-            run.clear()
+    def __init__(self, source: Any, places: dict[_Key, tuple[int, int]]) -> None:
+        self._source, self._places = source, places
+        self._run_of: dict[_Key, list[_Key]] = {}
+        self._fetched: dict[_Key, npt.NDArray[np.uint8]] = {}
+        self._scratch = np.empty(0, np.uint8)
+        run: list[_Key] = []
+        begin = end = 0
+        for key, (seek, size) in sorted(places.items(), key=lambda item: item[1]):
+            if not run or seek > end + _GAP or seek + size > begin + _MOST:
+                run, begin, end = [], seek, seek
+            run.append(key)
+            self._run_of[key] = run
+            end = max(end, seek + size)
 
-    for key, (seek, size) in sorted(places.items(), key=lambda item: item[1]):
-        if not run or seek > end + _GAP or seek + size > begin + _MOST:
-            flush()
-            begin = end = seek
-        run.append(key)
-        end = max(end, seek + size)
-    flush()
-    return found
+    def open(self, name: str, number: int) -> tuple[npt.NDArray[np.uint8], int, int]:
+        """Content of a basket (with the byte offsets behind it), length of its data, length of its key.
 
-
-def _open(raw: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], int, int]:
-    """Content of a basket (with the byte offsets behind it), length of its data, length of its key."""
-    view = memoryview(raw.data)
-    total, _, length, _, key, _ = _KEY.unpack_from(view)
-    if total != len(raw) or not _KEY.size + _TAIL.size < key <= total:
-        msg = f"a basket's key announces {total} bytes, {len(raw)} are there"
-        raise ValueError(msg)
-    last = _TAIL.unpack_from(view, key - _TAIL.size - 1)[-1]
-    content = raw[key:] if total - key == length else _inflate(raw[key:], length)
-    if not 0 <= last - key <= length:
-        msg = f"a basket of {length} bytes says that its data end at byte {last - key}"
-        raise ValueError(msg)
-    return content, last - key, key
-
-
-def _inflate(raw: npt.NDArray[np.uint8], length: int) -> npt.NDArray[np.uint8]:
-    """Decompress the blocks of a basket, `length` bytes in all."""
-    view, blocks, at, filled = memoryview(raw.data), [], 0, 0
-    while at < len(view):
-        algorithm, _, packed, unpacked = _BLOCK.unpack_from(view, at)
-        at += _BLOCK.size
-        size, wanted = int.from_bytes(packed, "little"), int.from_bytes(unpacked, "little")
-        block = _DECODERS[algorithm](view[at : at + size], wanted)
-        if len(block) != wanted:
-            msg = f"a block of {wanted} bytes decompressed to {len(block)}"
+        The content is good until the next basket is opened.
+        """
+        raw = self._raw((name, number))
+        view = memoryview(raw.data)
+        total, _, length, _, key, _ = _KEY.unpack_from(view)
+        if total != len(raw) or not _KEY.size + _TAIL.size < key <= total:
+            msg = f"a basket's key announces {total} bytes, {len(raw)} are there"
             raise ValueError(msg)
-        blocks.append(np.frombuffer(block, np.uint8))
-        at += size
-        filled += wanted
-    if filled != length:
-        msg = f"a basket of {length} bytes decompressed to {filled}"
-        raise ValueError(msg)
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        last = _TAIL.unpack_from(view, key - _TAIL.size - 1)[-1]
+        content = raw[key:] if total - key == length else self._inflate(raw[key:], length)
+        if not 0 <= last - key <= length:
+            msg = f"a basket of {length} bytes says that its data end at byte {last - key}"
+            raise ValueError(msg)
+        return content, last - key, key
+
+    def _raw(self, key: _Key) -> npt.NDArray[np.uint8]:
+        if key not in self._fetched:
+            run = self._run_of[key]
+            begin, end = self._places[run[0]][0], max(sum(self._places[other]) for other in run)
+            block = np.asarray(self._source.chunk(begin, end).raw_data)
+            for other in run:
+                seek, size = self._places[other]
+                self._fetched[other] = block[seek - begin : seek - begin + size]
+        return self._fetched.pop(key)
+
+    def _inflate(self, raw: npt.NDArray[np.uint8], length: int) -> npt.NDArray[np.uint8]:
+        """Decompress the blocks of a basket, `length` bytes in all."""
+        view, at, blocks = memoryview(raw.data), 0, []
+        while at < len(view):
+            algorithm, _, packed, unpacked = _BLOCK.unpack_from(view, at)
+            begin = at + _BLOCK.size
+            at = begin + int.from_bytes(packed, "little")
+            blocks.append((_DECODERS[algorithm], view[begin:at], int.from_bytes(unpacked, "little")))
+        total = sum(wanted for *_, wanted in blocks)
+        if total != length:
+            msg = f"a basket of {length} bytes has blocks of {total}"
+            raise ValueError(msg)
+        if len(self._scratch) < length:
+            self._scratch = np.empty(length, np.uint8)
+        filled = 0
+        for decode, block, wanted in blocks:
+            found = decode(block, self._scratch[filled : filled + wanted])
+            if found != wanted:
+                msg = f"a block of {wanted} bytes decompressed to {found}"
+                raise ValueError(msg)
+            filled += wanted
+        return self._scratch[:length]
 
 
-def _lz4(block: memoryview, size: int) -> Any:
-    data = bytes(block[8:])
-    if xxhash.xxh64_intdigest(data) != int.from_bytes(block[:8], "big"):
+def _copied(data: bytes | bytearray, out: npt.NDArray[np.uint8]) -> int:
+    if len(data) == len(out):
+        out[:] = np.frombuffer(data, np.uint8)
+    return len(data)
+
+
+def _lz4(block: memoryview, out: npt.NDArray[np.uint8]) -> int:
+    if xxhash.xxh64_intdigest(block[8:]) != int.from_bytes(block[:8], "big"):
         msg = "the checksum of an LZ4 block does not fit its bytes"
         raise ValueError(msg)
-    return cramjam.lz4.decompress_block(data, output_len=size)
+    return int(cramjam.lz4.decompress_block_into(block[8:], out.data, output_len=len(out)))
 
 
-_DECODERS: dict[bytes, Callable[[memoryview, int], Any]] = {
-    b"ZL": lambda block, size: deflate.zlib_decompress(block, size),
-    b"XZ": lambda block, size: lzma.decompress(block),
+_DECODERS: dict[bytes, Callable[[memoryview, npt.NDArray[np.uint8]], int]] = {
+    b"ZL": lambda block, out: _copied(deflate.zlib_decompress(block, len(out)), out),
+    b"XZ": lambda block, out: _copied(lzma.decompress(block), out),
     b"L4": _lz4,
-    b"ZS": lambda block, size: cramjam.zstd.decompress(block, output_len=size),
+    b"ZS": lambda block, out: int(cramjam.zstd.decompress_into(block, out.data)),
 }
+"""From a block into memory of the size that it announces; returns the bytes that it gave."""
 
 
-def _joined(pieces: list[npt.NDArray[Any]], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """One array of its own in native byte order: swapping and joining are one pass."""
-    native = dtype.newbyteorder("=")
-    return pieces[0].astype(native) if len(pieces) == 1 else np.concatenate([np.empty(0, native), *pieces])
+def _native(branch: _Branch, count: int) -> npt.NDArray[Any]:
+    """Memory for `count` values; copying baskets into it swaps their bytes."""
+    return np.empty(count, branch.dtype.newbyteorder("="))
 
 
-def _flat(branch: _Branch, data: _Bytes, start: int, stop: int) -> npt.NDArray[Any]:
+def _flat(branch: _Branch, data: _Baskets, start: int, stop: int) -> npt.NDArray[Any]:
     """Values (B,) of a branch with one number per entry."""
-    pieces = []
+    out = _native(branch, stop - start)
     for number in branch.baskets(start, stop):
-        content, length, _ = _open(data[branch.name, number])
+        content, length, _ = data.open(branch.name, number)
         low, high = int(branch.entries[number]), int(branch.entries[number + 1])
         _expect(branch, length, (high - low) * branch.dtype.itemsize)
-        values = content[:length].view(branch.dtype)
-        pieces.append(values[max(start - low, 0) : stop - low])
-    return _joined(pieces, branch.dtype)
+        begin, end = max(start, low), min(stop, high)
+        out[begin - start : end - start] = content[:length].view(branch.dtype)[begin - low : end - low]
+    return out
 
 
-def _offsets(counter: _Branch, data: _Bytes, start: int, stop: int) -> npt.NDArray[np.int64]:
+def _offsets(counter: _Branch, data: _Baskets, start: int, stop: int) -> npt.NDArray[np.int64]:
     """Offsets (stop - start + 1,) from the lengths that a counter branch holds."""
     lengths = _flat(counter, data, start, stop)
     if lengths.size and lengths.min() < 0:
@@ -242,25 +286,27 @@ def _offsets(counter: _Branch, data: _Bytes, start: int, stop: int) -> npt.NDArr
 
 
 def _counted(
-    branch: _Branch, data: _Bytes, offsets: npt.NDArray[np.int64], first: int, start: int, stop: int
+    branch: _Branch, data: _Baskets, offsets: npt.NDArray[np.int64], first: int, start: int, stop: int
 ) -> npt.NDArray[Any]:
     """Values of a branch of lists; `offsets` of its counter begin at entry `first`."""
-    pieces = []
-    for number in branch.baskets(start, stop):
-        content, length, _ = _open(data[branch.name, number])
+    numbers = branch.baskets(start, stop)
+    origin = int(offsets[start - first]) if numbers else 0
+    out = _native(branch, int(offsets[stop - first]) - origin if numbers else 0)
+    for number in numbers:
+        content, length, _ = data.open(branch.name, number)
         low, high = int(branch.entries[number]), int(branch.entries[number + 1])
-        base = offsets[low - first]
-        _expect(branch, length, int(offsets[high - first] - base) * branch.dtype.itemsize)
-        begin, end = offsets[max(start, low) - first] - base, offsets[min(stop, high) - first] - base
-        pieces.append(content[:length].view(branch.dtype)[begin:end])
-    return _joined(pieces, branch.dtype)
+        base = int(offsets[low - first])
+        _expect(branch, length, (int(offsets[high - first]) - base) * branch.dtype.itemsize)
+        begin, end = int(offsets[max(start, low) - first]), int(offsets[min(stop, high) - first])
+        out[begin - origin : end - origin] = content[:length].view(branch.dtype)[begin - base : end - base]
+    return out
 
 
-def _vector(branch: _Branch, data: _Bytes, start: int, stop: int) -> Column:
+def _vector(branch: _Branch, data: _Baskets, start: int, stop: int) -> Column:
     """Offsets and values of a C++ vector: a header before each list, byte offsets behind the data of a basket."""
     pieces, lengths = [], []
     for number in branch.baskets(start, stop):
-        content, length, key = _open(data[branch.name, number])
+        content, length, key = data.open(branch.name, number)
         low, high = int(branch.entries[number]), int(branch.entries[number + 1])
         at = content[length : length + 4 * (high - low + 2)]
         _expect(branch, len(at), 4 * (high - low + 2))
@@ -275,12 +321,13 @@ def _vector(branch: _Branch, data: _Bytes, start: int, stop: int) -> Column:
         lists = pa.Array.from_buffers(pa.binary(), len(items), [None, pa.py_buffer(mine), pa.py_buffer(content)])
         bare = pc.binary_slice(lists, branch.header, len(content))  # without an end it miscounts (pyarrow 26)
         begin, end = np.frombuffer(bare.buffers()[1], np.int32)[[0, len(items)]]
-        pieces.append(np.frombuffer(bare.buffers()[2], np.uint8)[begin:end].view(branch.dtype))
+        values = np.frombuffer(bare.buffers()[2], np.uint8)[begin:end].view(branch.dtype)
+        pieces.append(values.astype(branch.dtype.newbyteorder("=")))
         lengths.append(items)
     offsets = np.zeros(stop - start + 1, np.int64)
     if lengths:
         np.cumsum(np.concatenate(lengths), out=offsets[1:])
-    return offsets, _joined(pieces, branch.dtype)
+    return offsets, np.concatenate([_native(branch, 0), *pieces])
 
 
 def _expect(branch: _Branch, found: int, wanted: int) -> None:

@@ -4,7 +4,7 @@ twice.
 A *line* is all files that belong together, one after the other: those of one group, folder and name up to its number
 (Res2P_0001.root, Res2P_0002.root, …). Each unit is owed n / units of a line's n entries, its quota.
 1. A line is cut into blocks at its clusters: one cluster, several if they are small, parts of one that is larger than a
-   24th of a unit, so that a unit comes from some 24 places at least; but not less than a quarter of a cluster.
+   sixth of a unit (ROOT's clusters of 30 MB, some 8,000 jets, stay whole); but not less than a quarter of a cluster.
 2. Block by block goes to the unit that has got least of the line so far, drawn among equals. So any `units`
    neighbouring blocks go to different units, in an order that follows no pattern of the line.
 3. A block that would exceed the quota of that unit is laid aside. What was laid aside, less than one block a unit, is
@@ -14,8 +14,19 @@ A *line* is all files that belong together, one after the other: those of one gr
 
 Bounds: of a line (of all joined ones together) each unit holds its quota, to less than one entry; of any stretch of a
 line, a file say, its share to less than two blocks if they are equal; all units have the same size, to less than one
-entry per line. A cluster of C entries is decoded 1 + C / quota times on average, 4 + C / quota if it is larger than a
-24th of a unit. Only quarters that are spread (the last case of 4) may be one more in one unit than in another.
+entry per line. A cluster of C entries is decoded 1 + C / quota times on average (by several units, never twice by one;
+1.0-1.2 for 100 files of one cluster of 2,000-3,000 jets or 12 files of 20 clusters of 1,000, 1.1-1.4 for clusters of
+5,000), 4 + C / quota if it is larger than a sixth of a unit. Only quarters that are spread (the last case of 4) may be
+one more in one unit than in another.
+
+What this does not give: a unit comes from some six places at least, so it is a fair draw of what lies mixed within each
+line. If the files of one line, or of lines that had to be joined, hold one class each in large clusters, a unit of six
+clusters holds six classes. Three things help, each at its price:
+- names that say it, one a class, up to its number: then each class is a line, and exact, as long as a unit is owed a
+  quarter of a cluster of it;
+- `jets_per_task`: with as many jets as there are, in one unit, shards are exactly fair; memory grows with it;
+- `chunk`: blocks of 20 jets of each file go to all units in turn (200 do if each file is a line of its own): every
+  unit decodes all clusters, `units` times in all, and the classes of a shard pass the χ² test again.
 """
 
 from __future__ import annotations
@@ -37,7 +48,7 @@ __all__ = ["Range", "deal"]
 _DECODINGS = 4  # times a cluster may be decoded so that more units get a share of it
 _MIN_PIECE = 100  # entries; below, opening the file costs more than reading it
 _MIN_BLOCK = 1000  # entries; smaller clusters are read several at a time
-_PLACES = 24  # blocks in a unit, at least: what lies in one place of a file may be of one class
+_PLACES = 6  # blocks in a unit, at least: neighbours in a file may be alike
 
 
 @dataclasses.dataclass(frozen=True)

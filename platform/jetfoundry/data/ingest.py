@@ -294,7 +294,7 @@ def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
         "schema": plan.layout.name,
         "columns": jet_schema(layout=plan.layout).names,
         "classes": list(plan.layout.classes),
-        "row_group": plan.config.row_group,
+        "row_group": plan.row_group,
         "splits": {split: shards.gather(split, sidecars) for split in shards.SPLITS},
         "histogram_edges": {"jet_pt": shards.PT_EDGES, "jet_sdmass": shards.MASS_EDGES},
         "inputs": [

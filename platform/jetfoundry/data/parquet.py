@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from jetfoundry import schema
-from jetfoundry.data.reader import JetReader, cast, decoding
+from jetfoundry.data.reader import FlatColumn, JetReader, cast, decoding
 
 __all__ = ["ParquetReader"]
 
@@ -43,9 +42,7 @@ class ParquetReader(JetReader):
             cast(values, column, f"{self.path}, {column.name}", round_doubles)
         return pa.Table.from_batches([batch])
 
-    def _flat(
-        self, branches: Sequence[tuple[str, schema.Column]], start: int, stop: int
-    ) -> Iterable[tuple[npt.NDArray[Any] | None, npt.NDArray[Any]]]:
+    def _flat(self, branches: Sequence[tuple[str, schema.Column]], start: int, stop: int) -> Iterable[FlatColumn]:
         edges = self.clusters()
         first = int(np.searchsorted(edges, start, "right")) - 1
         last = int(np.searchsorted(edges, stop, "left"))
@@ -57,9 +54,7 @@ class ParquetReader(JetReader):
             part = table.column(0).slice(start - int(edges[first]), stop - start)
             yield self._buffers(column, part, copy=table.num_rows > stop - start)
 
-    def _buffers(
-        self, column: schema.Column, array: pa.ChunkedArray, *, copy: bool
-    ) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any]]:
+    def _buffers(self, column: schema.Column, array: pa.ChunkedArray, *, copy: bool) -> FlatColumn:
         found, offsets = str(array.type), None
         flat = array.combine_chunks()
         if flat.null_count:

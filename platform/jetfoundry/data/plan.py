@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,19 @@ from jetfoundry.errors import InputError, nearest
 
 __all__ = ["Plan", "Range", "ShardConfig", "make_plan", "matching_plan", "split_of"]
 
+_ROW_GROUPS, _ROW_GROUP = 64, (1000, 4000)  # wanted, and their jets at least and at most
+_TASK_BYTES = 256 * 2**20  # of jets in memory; two such tasks, Python and all, stay below 1.5 GB
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardConfig:
     """What decides the content of the shards. A change of any of these needs a new output folder."""
 
     jets_per_shard: int = config.option(10_000, "jets of one shard file, about")
-    jets_per_task: int = config.option(32_000, "jets one task holds in memory and mixes, at some 10 kB each")
-    row_group: int = config.option(1000, "jets of one Parquet row group, the unit of reading in training")
+    jets_per_task: int = config.option(0, "jets one task holds in memory and mixes; 0 = as many as take 256 MB")
+    row_group: int = config.option(
+        0, "jets of a row group, the unit of reading; 0 = 1,000 to 4,000, by the data's size"
+    )
     compression: str = config.option("lz4", "of the shards: lz4 (fast) or zstd (a sixth smaller)")
     chunk: int = config.option(0, "entries taken from one place of a file; 0 = as fair mixing needs")
     val: float = config.option(0.1, "fraction of jets for validation")
@@ -48,8 +54,8 @@ class ShardConfig:
     round_doubles: bool = config.option(False, "round float64 branches to float32 instead of refusing them")
 
     def __post_init__(self) -> None:
-        if min(self.jets_per_shard, self.jets_per_task, self.row_group) < 1 or self.chunk < 0 or self.seed < 0:
-            msg = "jets_per_shard, jets_per_task and row_group must be at least 1, chunk and seed not negative"
+        if self.jets_per_shard < 1 or min(self.row_group, self.jets_per_task, self.chunk, self.seed) < 0:
+            msg = "jets_per_shard must be at least 1, row_group, jets_per_task, chunk and seed not negative"
             raise ValueError(msg)
         if self.compression not in CODECS:
             msg = f"compression {self.compression!r}; {nearest(self.compression, CODECS)}"
@@ -72,6 +78,12 @@ class Plan:
     @property
     def entries(self) -> int:
         return sum(source.entries for source in self.inventory.sources)
+
+    @property
+    def row_group(self) -> int:
+        """Jets of a row group, about: the larger, the faster to read, but many workers want many of them."""
+        fitting = self.entries // _ROW_GROUPS // 500 * 500
+        return self.config.row_group or min(max(fitting, _ROW_GROUP[0]), _ROW_GROUP[1])
 
     @property
     def hash(self) -> str:
@@ -107,8 +119,10 @@ def make_plan(
 ) -> Plan:
     """Deal the entry ranges of all files to units by the rule of dealing.py."""
     total = sum(source.entries for source in inventory.sources)
-    count = max(1, -(-total // settings.jets_per_task))
-    units = deal(inventory.sources, count, per_unit=settings.jets_per_task, chunk=settings.chunk, seed=settings.seed)
+    size = sum(source.entries * source.bytes_per_jet for source in inventory.sources)
+    wanted = total / settings.jets_per_task if settings.jets_per_task else size / _TASK_BYTES
+    count = max(1, math.ceil(wanted))
+    units = deal(inventory.sources, count, per_unit=-(-total // count), chunk=settings.chunk, seed=settings.seed)
     return Plan(settings, inventory, tuple(units), delphes, layout)
 
 

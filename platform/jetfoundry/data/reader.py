@@ -1,12 +1,12 @@
 """What every reader of jets has in common: the schema of its tables, exact types, and what counts as damage.
 
-A reader gives flat buffers (`_flat`); `JetReader.read` makes a `pyarrow.Table` of them with exactly the types of the
-layout plus the provenance columns `source_file` and `source_entry`.
+A reader gives flat buffers (`_flat`); `JetReader.columns` gives them exactly the types of the layout and adds the
+provenance columns `source_file` and `source_entry`, `JetReader.read` makes a `pyarrow.Table` of all.
 
 Decided here:
 - A value is cast to the layout's type only if the cast gives the value back (`int64` 5 to `int32` 5, `uint8` 1 to
   true); anything else is an error that names column and types. float64 may be rounded on request.
-- Lists with equal offsets share one Arrow buffer of them: that they agree is then known without another look.
+- Lists with equal offsets share one array of them: that they agree is then known without another look.
 - `DamagedFile` is for bytes that cannot be decoded: ingest sets them aside. What the operating system or a server
   refuses (permission, I/O error) is a plain InputError: the file may be well, so the job ends instead of losing it.
 """
@@ -33,7 +33,7 @@ from jetfoundry import schema
 from jetfoundry.data.layouts import JETCLASS2, Layout
 from jetfoundry.errors import InputError, nearest
 
-__all__ = ["PROVENANCE", "DamagedFile", "JetReader", "cast", "decoding", "jet_schema"]
+__all__ = ["PROVENANCE", "DamagedFile", "FlatColumn", "JetReader", "cast", "decoding", "jet_schema"]
 
 PROVENANCE: tuple[pa.Field, ...] = (
     pa.field("source_file", pa.int32(), nullable=False),
@@ -44,10 +44,14 @@ PROVENANCE: tuple[pa.Field, ...] = (
 # What uproot, awkward, pyarrow and the decompressors raise on damaged bytes, collected by flipping bytes in files
 # of each kind and compression; DeserializationError covers uproot's own checks.
 _DECODING_ERRORS = (
-    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
-    struct.error, zlib.error, lzma.LZMAError, cramjam.DecompressionError, deflate.DeflateError,
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, NameError, RuntimeError, TypeError,
+    ValueError, struct.error, zlib.error, lzma.LZMAError, cramjam.DecompressionError, deflate.DeflateError,
     uproot.DeserializationError,
 )  # fmt: skip
+
+
+FlatColumn = tuple[npt.NDArray[Any] | None, npt.NDArray[Any]]
+"""Offsets (B+1,) of the lists, or None, and the values (N,). Columns whose lists agree share the offsets."""
 
 
 class DamagedFile(InputError):
@@ -108,9 +112,7 @@ class JetReader(abc.ABC):
         """Entry numbers (C+1,), from 0 to `entries`, between which all columns can be decoded on their own."""
 
     @abc.abstractmethod
-    def _flat(
-        self, branches: Sequence[tuple[str, schema.Column]], start: int, stop: int
-    ) -> Iterable[tuple[npt.NDArray[Any] | None, npt.NDArray[Any]]]:
+    def _flat(self, branches: Sequence[tuple[str, schema.Column]], start: int, stop: int) -> Iterable[FlatColumn]:
         """(offsets (B+1,) or None, values (N,)) of each branch, which belongs to the column beside it."""
 
     def require(self, columns: Sequence[str] | None = None) -> None:
@@ -124,33 +126,57 @@ class JetReader(abc.ABC):
             msg = f"{self.path}: missing branch {shown}{more}"
             raise DamagedFile(msg)
 
-    def read(
-        self, start: int, stop: int, columns: Sequence[str] | None = None, *, round_doubles: bool = False
-    ) -> pa.Table:
-        """Read the jets `start <= entry < stop` as a table with `jet_schema(columns)`.
+    def columns(
+        self,
+        start: int,
+        stop: int,
+        columns: Sequence[str] | None = None,
+        *,
+        round_doubles: bool = False,
+        only: Sequence[tuple[int, int]] = (),
+    ) -> Iterator[FlatColumn]:
+        """Read the jets `start <= entry < stop` column by column, in the order of `jet_schema(columns)`.
 
-        Raises DamagedFile if the bytes cannot be decoded, or a value does not fit the layout's type.
+        `only` keeps those of some ranges within (rising, apart): what lies between is decoded and dropped. Raises
+        DamagedFile if the bytes cannot be decoded, or a value does not fit the layout's type.
         """
         wanted = self.layout.select(columns)
         branches = [(branch, column) for column in wanted for branch in column.branches]
         flat = iter(self._flat(branches, start, stop))
-        lists: dict[str, tuple[npt.NDArray[Any], pa.Array]] = {}
-        arrays = []
+        entries = np.concatenate([np.arange(*part, dtype=np.int64) for part in only or [(start, stop)]])
+        rows = entries - start if only else None
+        lists: dict[str, _Lists] = {}
         for column in wanted:
-            where = f"{self.path}, entries {start}-{stop}, {column.name}"
             offsets, values = next(flat)
             if len(column.branches) > 1:
                 values = _one_hot([values, *(next(flat)[1] for _ in column.branches[1:])])
-            array = pa.array(cast(values, column, where, round_doubles))
+            values = cast(values, column, f"{self.path}, entries {start}-{stop}, {column.name}", round_doubles)
+            if offsets is None:
+                yield None, values if rows is None else values[rows]
+                continue
+            known = lists.get(column.group)
+            if known is None or not (known.read is offsets or np.array_equal(known.read, offsets)):
+                known = lists[column.group] = _Lists.of(offsets, rows)
+            yield known.kept, values if known.items is None else values[known.items]
+        yield None, np.full(len(entries), self.file_index, np.int32)
+        yield None, entries
+
+    def read(
+        self, start: int, stop: int, columns: Sequence[str] | None = None, *, round_doubles: bool = False
+    ) -> pa.Table:
+        """Read the jets `start <= entry < stop` as a table with `jet_schema(columns)`; raises as `columns` does."""
+        schema, arrays = jet_schema(columns, self.layout), []
+        lists: tuple[npt.NDArray[Any] | None, pa.Array] = (None, None)
+        for field, (offsets, values) in zip(
+            schema, self.columns(start, stop, columns, round_doubles=round_doubles), strict=True
+        ):
+            array = pa.array(values)
             if offsets is not None:
-                known = lists.get(column.group)
-                if known is None or not (known[0] is offsets or np.array_equal(known[0], offsets)):
-                    known = lists[column.group] = offsets, pa.array(offsets, pa.int32())
-                array = pa.ListArray.from_arrays(known[1], array, type=column.arrow_type)
+                if offsets is not lists[0]:
+                    lists = offsets, pa.array(offsets, pa.int32())
+                array = pa.ListArray.from_arrays(lists[1], array, type=field.type)
             arrays.append(array)
-        arrays.append(pa.array(np.full(stop - start, self.file_index, np.int32)))
-        arrays.append(pa.array(np.arange(start, stop, dtype=np.int64)))
-        return pa.table(arrays, schema=jet_schema(columns, self.layout))
+        return pa.table(arrays, schema=schema)
 
     def probe(self, columns: Sequence[str] | None = None, *, round_doubles: bool = False) -> pa.Table:
         """The first jets (at most 16): finds a wrong type or an unreadable file before any work is planned."""
@@ -164,6 +190,23 @@ class JetReader(abc.ABC):
     def _wrong_type(self, column: schema.Column, found: str) -> DamagedFile:
         wanted = f"a list of {column.kind} per jet" if column.jagged else f"one {column.kind} per jet"
         return DamagedFile(f"{self.path}, {column.name}: wanted {wanted}, the file has {found}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lists:
+    """Offsets of a list group as read, those of the lists that are kept, and which items these are (N,), None = all."""
+
+    read: npt.NDArray[Any]
+    kept: npt.NDArray[Any]
+    items: npt.NDArray[np.bool_] | None
+
+    @classmethod
+    def of(cls, offsets: npt.NDArray[Any], rows: npt.NDArray[np.int64] | None) -> _Lists:
+        if rows is None:
+            return cls(offsets, offsets, None)
+        lengths, chosen = np.diff(offsets), np.zeros(len(offsets) - 1, np.bool_)
+        chosen[rows] = True
+        return cls(offsets, np.concatenate([[0], np.cumsum(lengths[chosen])]), np.repeat(chosen, lengths))
 
 
 def _one_hot(flags: list[npt.NDArray[Any]]) -> npt.NDArray[np.int32]:

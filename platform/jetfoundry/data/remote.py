@@ -2,7 +2,8 @@
 
 `RemoteFile` reads any range, patiently: a server that does not answer is asked again, after 1, 2, 4 … 15 seconds, for
 `patience` seconds in all. Then the job ends with an error that says so; what is committed stays. What a server
-refuses (no such file, no permission) is not asked for twice.
+refuses (no such file, no permission) is not asked for twice, and what can only be a bug passes as it is. Whatever else
+a file system raises counts as no answer: each has errors of its own for a lost connection.
 
 Credentials come from where the file system takes them (environment variables, a configuration file), never from the
 URL: URLs are kept in the manifest.
@@ -29,6 +30,8 @@ PATIENCE = 120.0
 
 _LONGEST_WAIT = 15.0  # seconds between two attempts
 _READ_AHEAD = 1 << 18  # bytes: the head of a ROOT file is read in many small pieces
+_BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")  # of botocore, which is not always there
 _MODIFIED = ("ETag", "etag", "LastModified", "mtime", "last_modified", "created")
 
 T = TypeVar("T")
@@ -58,21 +61,35 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def patiently(what: str, call: Callable[[], T], patience: float = PATIENCE) -> T:
-    """What `call` returns, tried again while the other side does not answer; InputError when patience has run out."""
+    """What `call` returns, tried again while the other side does not answer; InputError when patience has run out.
+
+    InputError at once for what it refuses; errors that are none of a server's (TypeError, say) pass.
+    """
     started, wait = time.monotonic(), 1.0
     while True:
         try:
             return call()
-        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            reason = "no such file" if isinstance(error, FileNotFoundError) else f"refused: {_text(error)}"
-            msg = f"{what}: cannot read: {reason}"
-            raise InputError(msg) from error
-        except Exception as error:  # each file system has errors of its own, and only bytes are asked for here
+        except _BUGS:
+            raise
+        except Exception as error:
+            refusal = _refusal(error)
+            if refusal:
+                msg = f"{what}: cannot read: {refusal}"
+                raise InputError(msg) from error
             if time.monotonic() - started + wait > patience:
                 msg = f"{what}: cannot read: no answer for {patience:g} s ({_text(error)}); the same command continues"
                 raise InputError(msg) from error
         time.sleep(wait)
         wait = min(2 * wait, _LONGEST_WAIT)
+
+
+def _refusal(error: Exception) -> str:
+    """Why asking again would not help, or ''. XRootD gives the number of its error in the text only."""
+    if isinstance(error, FileNotFoundError) or "[ERROR] Server responded with an error: [3011]" in str(error):
+        return "no such file"
+    refused = isinstance(error, (PermissionError, IsADirectoryError, NotADirectoryError, ValueError))
+    refused |= type(error).__name__ in _NO_CREDENTIALS or "[ERROR] Server responded with an error: [3010]" in str(error)
+    return f"refused: {_text(error)}" if refused else ""
 
 
 def _text(error: Exception) -> str:

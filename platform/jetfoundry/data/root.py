@@ -26,12 +26,13 @@ from jetfoundry import schema
 from jetfoundry.data import baskets, remote
 from jetfoundry.data.layouts import JETCLASS2, Layout
 from jetfoundry.data.parquet import ParquetReader
-from jetfoundry.data.reader import PROVENANCE, DamagedFile, JetReader, decoding, jet_schema
+from jetfoundry.data.reader import PROVENANCE, DamagedFile, FlatColumn, JetReader, decoding, jet_schema
 from jetfoundry.errors import nearest
 
 __all__ = ["PROVENANCE", "DamagedFile", "JetReader", "decoding", "jet_schema", "open_jets"]
 
 _TREE_CLASSES = {"TTree": "ttree", "TNtuple": "ttree", "TNtupleD": "ttree", "ROOT::RNTuple": "rntuple"}
+_HOW: dict[str, Any] = {"array_cache": None, "use_threads": False}  # each thread would keep what it has read
 _SAMPLE = "sample"
 _USUAL_TREES = ("tree", "Events")
 
@@ -61,10 +62,9 @@ def open_jets(
             if kind == "parquet":
                 opened = stack.enter_context(pq.ParquetFile(stream or path, page_checksum_verification=True))
             elif stream:
-                opened = stack.enter_context(uproot.open(stream, array_cache=None))
+                opened = stack.enter_context(uproot.open(stream, **_HOW))
             else:
-                local = {"handler": uproot.MultithreadedFileSource, "num_workers": 1}
-                opened = stack.enter_context(uproot.open(path, array_cache=None, **local))
+                opened = stack.enter_context(uproot.open(path, handler=uproot.MultithreadedFileSource, **_HOW))
         if kind == "parquet":
             sample = (opened.metadata.metadata or {}).get(_SAMPLE.encode(), b"").decode()
             yield ParquetReader(kind=kind, tree="", sample=sample, handle=opened, **about)
@@ -72,7 +72,7 @@ def open_jets(
         with decoding(where):
             classes = opened.classnames(cycle=False)
             sample = str(opened[_SAMPLE]) if classes.get(_SAMPLE) == "TObjString" else ""
-        name = _choose_tree(where, tree, classes)
+        name = _choose_tree(where, tree, classes, finished=opened.file.fSeekFree > 0)
         with decoding(f"{where}, tree {name}"):
             handle = opened[name]
         yield _RootReader(kind=_TREE_CLASSES[classes[name]], tree=name, sample=sample, handle=handle, **about)
@@ -103,7 +103,7 @@ def _sniff(where: str, stream: Any) -> str:
     return "root"
 
 
-def _choose_tree(where: str, wanted: str, classes: dict[str, str]) -> str:
+def _choose_tree(where: str, wanted: str, classes: dict[str, str], *, finished: bool) -> str:
     trees = [name for name, kind in classes.items() if kind in _TREE_CLASSES]
     if wanted:
         if wanted in trees:
@@ -114,6 +114,8 @@ def _choose_tree(where: str, wanted: str, classes: dict[str, str]) -> str:
     if len(trees) == 1 or usual:
         return usual[0] if usual else trees[0]
     found = ", ".join(sorted(trees)) or "none"
+    if not trees and not finished:
+        found += "; the file was not closed by what wrote it (ROOT may recover it: open it there with UPDATE)"
     msg = f"{where}: wanted one TTree or RNTuple, found: {found}" + ("; choose one with tree=<name>" if trees else "")
     raise DamagedFile(msg)
 
@@ -140,9 +142,14 @@ class _RootReader(JetReader):
                 ends = self.handle.common_entry_offsets()
         return np.unique(np.array([0, *ends, self.entries], np.int64))
 
-    def _flat(
-        self, branches: Sequence[tuple[str, schema.Column]], start: int, stop: int
-    ) -> Iterable[tuple[npt.NDArray[Any] | None, npt.NDArray[Any]]]:
+    def bytes_per_entry(self, columns: Sequence[str] | None = None, *, round_doubles: bool = False) -> int:
+        first = super().bytes_per_entry(columns, round_doubles=round_doubles)
+        if self.kind != "ttree":
+            return first
+        branches = [self.handle[name] for column in self.layout.select(columns) for name in column.branches]
+        return -(-sum(int(branch.uncompressed_bytes) for branch in branches) // self.entries)  # of all, not the first
+
+    def _flat(self, branches: Sequence[tuple[str, schema.Column]], start: int, stop: int) -> Iterable[FlatColumn]:
         names = [name for name, _ in branches]
         with decoding(f"{self.path}, entries {start}-{stop}"):
             if self.kind == "ttree":
@@ -163,9 +170,10 @@ class _RootReader(JetReader):
                     raise self._wrong_type(column, f"{'a list of ' if column.jagged is False else ''}{values.dtype}")
                 yield offsets, values
             else:
-                yield self._from_awkward(arrays.pop(name).layout, column)  # popped: buffers live until converted
+                rest.remove(name)  # a branch may belong to two columns; its buffers live until the last is converted
+                yield self._from_awkward((arrays[name] if name in rest else arrays.pop(name)).layout, column)
 
-    def _from_awkward(self, layout: Any, column: schema.Column) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any]]:
+    def _from_awkward(self, layout: Any, column: schema.Column) -> FlatColumn:
         found, offsets = str(layout.form.type), None
         if column.jagged:
             if not layout.is_list:

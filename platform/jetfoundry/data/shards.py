@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jetfoundry import files
-from jetfoundry.data.parquet_writer import write_parquet
+from jetfoundry.data.parquet_writer import Rows, write_parquet
 from jetfoundry.errors import InputError, nearest
 from jetfoundry.labels import CLASSES
 
@@ -50,6 +50,7 @@ __all__ = [
     "pack_counts",
     "read_manifest",
     "read_row_group",
+    "row_group_sizes",
     "shard_path",
     "sidecar_path",
     "unpack_counts",
@@ -59,6 +60,8 @@ __all__ = [
 
 FORMAT = 1
 """Version of the folder's layout, stored in the manifest; readers refuse a newer one."""
+
+_RECORD = ("path", "rows", "row_group", "bytes", "sha256")
 
 MANIFEST_KEYS: tuple[str, ...] = ("sample", "hash", "row_group", "splits")
 """What every manifest holds besides its format; the rest is for `verify` and for people."""
@@ -121,20 +124,23 @@ def writing(what: str, path: Path) -> Iterator[None]:
 
 
 def write_shard(
-    folder: Path, relative: str, table: pa.Table, row_group: int, classes: int = len(CLASSES), codec: str = "lz4"
+    folder: Path, relative: str, table: Rows | pa.Table, row_group: int, classes: int = len(CLASSES), codec: str = "lz4"
 ) -> dict[str, Any]:
-    """Write one shard atomically; return what the sidecar says of it. `classes`: length of its class_counts.
+    """Write one shard atomically, in equal row groups of about `row_group` jets; return what the sidecar says of it.
+    `classes`: length of its class_counts.
 
     Raises InputError with the operating system's reason if it cannot be written (no space left, say).
     """
     path = folder / relative
+    row_group = max(1, -(-table.num_rows // max(1, round(table.num_rows / row_group))))
     with writing(f"shard {relative}", path), files.committed(path) as temporary:
         size, digest = write_parquet(temporary, table, row_group, codec, split_floats=codec == "zstd")
-    label = table.column("jet_label").to_numpy()
+    label = np.asarray(table.column("jet_label"))
     return {
         "path": relative,
         "split": relative.partition("/")[0],
         "rows": table.num_rows,
+        "row_group": row_group,
         "bytes": size,
         "sha256": digest,
         "class_counts": np.bincount(label, minlength=classes).tolist(),
@@ -152,7 +158,7 @@ def gather(split: str, sidecars: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "rows": sum(record["rows"] for record in records),
         "class_counts": counts.tolist(),
         "histogram": pack_counts(bins),
-        "shards": [{key: record[key] for key in ("path", "rows", "bytes", "sha256")} for record in records],
+        "shards": [{key: record[key] for key in _RECORD if key in record} for record in records],
     }
 
 
@@ -227,11 +233,11 @@ def open_shards(folder: str | Path, split: str) -> ShardSet:
     if split not in manifest["splits"]:
         msg = f"{root}: no split {split!r}; {nearest(split, manifest['splits'])}"
         raise InputError(msg)
-    part, size = manifest["splits"][split], manifest["row_group"]
+    part = manifest["splits"][split]
     groups = [
-        RowGroup(root / shard["path"], index, min(size, shard["rows"] - index * size))
+        RowGroup(root / shard["path"], index, rows)
         for shard in part["shards"]
-        for index in range(-(-shard["rows"] // size))
+        for index, rows in enumerate(row_group_sizes(shard, manifest))
     ]
     counts = np.asarray(part["class_counts"], np.int64)
     return ShardSet(
@@ -245,6 +251,12 @@ def open_shards(folder: str | Path, split: str) -> ShardSet:
         classes=tuple(manifest.get("classes", CLASSES)),  # not there in manifests of older versions
         columns=tuple(manifest.get("columns", ())),
     )
+
+
+def row_group_sizes(shard: dict[str, Any], manifest: dict[str, Any]) -> list[int]:
+    """Rows of each row group of a shard, by its record in the manifest."""
+    size = shard.get("row_group", manifest["row_group"])  # one for all shards in manifests of older versions
+    return [min(size, shard["rows"] - first) for first in range(0, shard["rows"], size)]
 
 
 def read_row_group(group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:

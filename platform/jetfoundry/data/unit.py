@@ -1,7 +1,7 @@
 """One unit of an ingest: read its ranges, check the jets, mix them, write the shards, commit with a sidecar.
 
 A pure function of (plan, unit): the same bytes come out whenever and wherever it runs, so a unit that was cut
-short is simply done again. Memory: all jets of the unit once, plus one range or one shard.
+short is simply done again. Memory: all jets of the unit once, plus one cluster of a file or one row group.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import ctypes
 import dataclasses
 import functools
 import gc
-import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,13 @@ from jetfoundry.errors import InputError
 __all__ = ["convert_unit"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_PR_SET_THP_DISABLE = 41  # prctl.h of Linux
+_AT_ONCE = 2000  # entries read at once, at least, where clusters are smaller
 _SALVAGE = 500  # entries: a damaged range is halved down to this size to save what is well
+
+_MEMORY: dict[Layout, Sequence[npt.NDArray[Any]]] = {}  # of the last unit of this process, for its next one
+
+_Ranges = list[tuple[int, int]]  # start, stop; rising, apart
 
 
 def convert_unit(plan: Plan, folder: Path, unit: int, patience: float = remote.PATIENCE) -> dict[str, Any]:
@@ -49,31 +54,43 @@ def convert_unit(plan: Plan, folder: Path, unit: int, patience: float = remote.P
     written: nothing is committed then.
     """
     wall, cpu = time.perf_counter(), time.process_time()
-    _keep_memory()
+    give_back = _keep_memory()
     gc.freeze()  # what was there before is not looked through again and again while uproot makes its many objects
     try:
         return _convert(plan, folder, unit, patience, wall, cpu)
     finally:
         gc.collect()  # uproot's models refer to each other in circles; a worker lives for many units
         gc.unfreeze()
+        give_back(0)
 
 
 @functools.cache
-def _keep_memory() -> None:
-    """Let the C library keep freed memory for the next unit: clearing new pages took an eighth of the CPU time.
+def _keep_memory() -> Callable[[int], Any]:
+    """Let the C library keep freed memory within a unit: clearing new pages took an eighth of the CPU time.
 
-    By default glibc gives each array of 128 kB or more back at once. Other C libraries have no `mallopt`.
+    By default glibc gives each array of 128 kB or more back at once. Huge pages, which NumPy asks for, are searched for
+    and cleared as a whole: twice the time of a first unit. Other C libraries have no `mallopt`, other systems no
+    `prctl`. Returned is the function that gives back what is free: each thread has memory of its own, and Ray's next
+    task runs in another thread.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            mallopt(parameter, 1 << 30)
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own gives memory back as eagerly
+    library = ctypes.CDLL(None)
+    if hasattr(library, "prctl"):
+        library.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    if not hasattr(library, "mallopt"):
+        return lambda _: None
+    for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        library.mallopt(parameter, 1 << 30)
+    trim: Callable[[int], Any] = library.malloc_trim
+    return trim
 
 
 def _convert(plan: Plan, folder: Path, unit: int, patience: float, wall: float, cpu: float) -> dict[str, Any]:
     faults: list[dict[str, Any]] = []
-    jets = mixing.join(list(_read(plan, unit, faults, patience)), plan.layout)
+    jets = mixing.MixedJets(plan.layout, sum(r.stop - r.start for r in plan.units[unit]), _MEMORY.pop(plan.layout, ()))
+    _read(plan, unit, jets, faults, patience)
     written, histograms = _write(plan, folder, unit, jets)
+    _MEMORY[plan.layout] = jets.memory
     unreadable = [fault for fault in faults if fault["reason"] == "unreadable"]
     reasons = collections.Counter(fault["reason"] for fault in faults if fault["reason"] != "unreadable")
     sidecar = {
@@ -99,8 +116,8 @@ def _convert(plan: Plan, folder: Path, unit: int, patience: float, wall: float, 
     return sidecar
 
 
-def _read(plan: Plan, unit: int, faults: list[dict[str, Any]], patience: float) -> Iterator[pa.Table]:
-    """Tables of good jets, range by range; what is set aside is appended to `faults`.
+def _read(plan: Plan, unit: int, jets: mixing.MixedJets, faults: list[dict[str, Any]], patience: float) -> None:
+    """Add the good jets to `jets`, in the order of files and entries; what is set aside is appended to `faults`.
 
     InputError if a file is not, after reading, the one that was planned: its ranges may be a mixture of two.
     """
@@ -111,55 +128,102 @@ def _read(plan: Plan, unit: int, faults: list[dict[str, Any]], patience: float) 
         source = plan.inventory.sources[index]
         how: dict[str, Any] = {"tree": source.tree, "file_index": index, "layout": plan.layout, "patience": patience}
         with open_source(source.path, delphes=plan.delphes, **how) as reader:
-            for start, stop in _neighbours(ranges, source.clusters):
-                for table in _salvage(reader, start, stop, plan.config.round_doubles, faults):
-                    yield _good_jets(table, source.path, plan.layout, faults)
+            for together in _by_cluster(ranges, source.clusters):
+                _salvage(reader, together, plan.config.round_doubles, jets, faults)
         if stamp(source.path, patience) != (source.size, source.mtime_ns):
             msg = f"{source.path}: changed while it was read, or since the plan was made; ingest into a new folder "
             msg += "when nobody writes it any more"
             raise InputError(msg)
 
 
-def _neighbours(ranges: Sequence[Range], clusters: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Ranges of one file, in their order; neighbours in one cluster become one, since it is decoded whole."""
-    inside = set(clusters)
-    start = ranges[0].start
-    for part, following in itertools.zip_longest(ranges, ranges[1:]):
-        if following is None or following.start != part.stop or part.stop in inside:
-            yield start, part.stop
-            start = following.start if following else part.stop
+def _by_cluster(ranges: Sequence[Range], clusters: Sequence[int]) -> Iterator[_Ranges]:
+    """The ranges of one file, cut at its clusters; all of one cluster together, so that it is decoded once.
+
+    Small clusters that follow each other stay together: reading has a cost of its own.
+    """
+    edges = np.asarray(clusters, np.int64)
+    together: _Ranges = []
+    latest = -1
+    for part in ranges:
+        first, last = np.searchsorted(edges, part.start, "right") - 1, np.searchsorted(edges, part.stop, "left")
+        for cluster in range(int(first), int(last)):
+            start, stop = max(part.start, int(edges[cluster])), min(part.stop, int(edges[cluster + 1]))
+            enough = bool(together) and together[-1][1] - together[0][0] >= _AT_ONCE
+            if together and (cluster > latest + 1 or (cluster > latest and enough)):
+                yield together
+                together = []
+            if together and together[-1][1] == start:
+                start = together.pop()[0]
+            together.append((start, stop))
+            latest = cluster
+    yield together
 
 
 def _salvage(
-    reader: JetReader | DelphesReader, start: int, stop: int, round_doubles: bool, faults: list[dict[str, Any]]
-) -> Iterator[pa.Table]:
-    """Read a range; where that fails, its halves, until a damaged basket is confined to few entries."""
+    reader: JetReader | DelphesReader,
+    ranges: _Ranges,
+    round_doubles: bool,
+    jets: mixing.MixedJets,
+    faults: list[dict[str, Any]],
+) -> None:
+    """Read ranges of one cluster; where that fails, their halves, until the damage is confined to few entries."""
     try:
         if isinstance(reader, DelphesReader):
-            table, losses = reader.convert(start, stop)
-            faults += [{"file": reader.path, **dataclasses.asdict(loss)} for loss in losses]
-            yield table
+            _convert_events(reader, ranges, jets, faults)
         else:
-            yield reader.read(start, stop, round_doubles=round_doubles)
+            _read_jets(reader, ranges, round_doubles, jets, faults)
     except DamagedFile as error:
-        if stop - start <= _SALVAGE:
+        start, stop = ranges[0]
+        if len(ranges) == 1 and stop - start <= _SALVAGE:
             fault = {"file": reader.path, "entry": start, "stop": stop, "reason": "unreadable", "field": ""}
             faults.append({**fault, "value": str(error)})
             return
-        middle = (start + stop) // 2
-        yield from _salvage(reader, start, middle, round_doubles, faults)
-        yield from _salvage(reader, middle, stop, round_doubles, faults)
+        for half in _halves(ranges):
+            _salvage(reader, half, round_doubles, jets, faults)
 
 
-def _good_jets(table: pa.Table, path: str, layout: Layout, faults: list[dict[str, Any]]) -> pa.Table:
+def _read_jets(
+    reader: JetReader, ranges: _Ranges, round_doubles: bool, jets: mixing.MixedJets, faults: list[dict[str, Any]]
+) -> None:
+    start, stop = ranges[0][0], ranges[-1][1]
+    only = ranges if len(ranges) > 1 else ()
+    if jets.add(reader.columns(start, stop, round_doubles=round_doubles, only=only)):
+        table = jets.latest()
+        good = _good(table, jets.layout, reader.path, faults)
+        if not good.all():
+            jets.keep(good)
+        return
+    tables = [reader.read(*part, round_doubles=round_doubles) for part in ranges]  # lists of a jet differ in length
+    for table in tables:
+        jets.append(table.filter(pa.array(_good(table, jets.layout, reader.path, faults))))
+
+
+def _convert_events(
+    reader: DelphesReader, ranges: _Ranges, jets: mixing.MixedJets, faults: list[dict[str, Any]]
+) -> None:
+    converted = [reader.convert(*part) for part in ranges]  # all, or none if one fails
+    for table, losses in converted:
+        faults += [{"file": reader.path, **dataclasses.asdict(loss)} for loss in losses]
+        jets.append(table.filter(pa.array(_good(table, jets.layout, reader.path, faults))))
+
+
+def _halves(ranges: _Ranges) -> tuple[_Ranges, _Ranges]:
+    """Both halves of the entries of one range, or of a row of ranges."""
+    middle = len(ranges) // 2
+    if middle:
+        return ranges[:middle], ranges[middle:]
+    ((start, stop),) = ranges
+    return [(start, (start + stop) // 2)], [((start + stop) // 2, stop)]
+
+
+def _good(table: pa.Table, layout: Layout, path: str, faults: list[dict[str, Any]]) -> npt.NDArray[np.bool_]:
+    """Which jets (R,) pass the checks; the others are appended to `faults`."""
     good, bad = check_jets(table, layout)
-    if not bad:
-        return table
     entries = table.column("source_entry").to_numpy()
     for fault in bad:
         where = {"file": path, "entry": int(entries[fault.row])}
         faults.append({**where, "reason": fault.reason, "field": fault.field, "value": fault.value})
-    return table.filter(pa.array(good))
+    return good
 
 
 def _splits(plan: Plan, jets: mixing.MixedJets) -> npt.NDArray[np.int8]:
@@ -187,6 +251,6 @@ def _write(plan: Plan, folder: Path, unit: int, jets: mixing.MixedJets) -> tuple
         for piece, chosen in enumerate(np.array_split(rows, pieces)):
             if len(chosen):
                 path = shards.shard_path(split, unit, piece)
-                how = settings.row_group, classes, settings.compression
-                written.append(shards.write_shard(folder, path, jets.take(chosen), *how))
+                how = plan.row_group, classes, settings.compression
+                written.append(shards.write_shard(folder, path, mixing.Draw(jets, chosen), *how))
     return written, histograms

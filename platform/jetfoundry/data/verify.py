@@ -140,10 +140,10 @@ def _layout_fault(shard: pq.ParquetFile, record: dict[str, Any], manifest: dict[
             return f"column {field.name} is {field}, wanted {types.field(field.name)}"
     if shard.metadata.num_rows != record["rows"]:
         return f"{shard.metadata.num_rows} rows, the manifest says {record['rows']}"
-    size = manifest["row_group"]
+    wanted_groups = shards.row_group_sizes(record, manifest)
     groups = [shard.metadata.row_group(i).num_rows for i in range(shard.metadata.num_row_groups)]
-    if groups != [min(size, record["rows"] - first) for first in range(0, record["rows"], size)]:
-        return f"row groups of {groups[:5]} … rows, the manifest says {size}"
+    if groups != wanted_groups:
+        return f"row groups of {groups[:5]} … rows, the manifest says {wanted_groups[:5]} …"
     return ""
 
 

@@ -1,8 +1,8 @@
 """Frozen embeddings: every jet passes the backbone once; all probes read the cache.
 
-Ray Data runs one task per shard on a pool of actors that hold the network. Each shard's embedding is committed as its
-own Parquet file, so an interrupted pass continues. The cache is keyed by weights, data YAML and manifest: a second
-task on the same jets computes nothing again.
+Ray Data runs one task per shard (or per file of jets, where there are no shards) on a pool of actors that hold the
+network. Each shard's embedding is committed as its own Parquet file, so an interrupted pass continues. The cache is
+keyed by weights, data YAML and manifest: a second task on the same jets computes nothing again.
 
 Columns of an embedding file, one row per scored jet: `row` (row in the shard), `latent` (D), `logits` (C).
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from jetfoundry import files
-from jetfoundry.data.shards import ShardSet, open_shards
+from jetfoundry.data.shards import RowGroup
 from jetfoundry.downstream.scoring import as_lists, open_network, score_table
 from jetfoundry.errors import InputError
+from jetfoundry.loading.pieces import JetSet, Piece, open_jet_set, read_pieces
 from jetfoundry.ray_session import raise_own
 
 __all__ = ["Embeddings", "embed"]
@@ -33,12 +36,14 @@ __all__ = ["Embeddings", "embed"]
 class Embeddings:
     """All scored jets of one split: latent (B, D), logits (B, C), and where they stand in the shards.
 
-    `key` names network, data and split; `computed` counts the shards that were not in the cache.
+    `shards` are the paths of shards or files, `pieces` what belongs to the split in each, `rows` the scored ones of
+    these. `key` names network, data and split; `computed` counts the shards that were not in the cache.
     """
 
     latent: npt.NDArray[np.float32]
     logits: npt.NDArray[np.float32]
-    shards: tuple[Path, ...]
+    shards: tuple[Path | str, ...]
+    pieces: tuple[tuple[Piece, ...], ...]
     rows: tuple[npt.NDArray[np.int64], ...]
     key: str
     computed: int
@@ -46,55 +51,68 @@ class Embeddings:
     def columns(self, names: list[str]) -> pa.Table:
         """Stored columns of the same jets, in the same order (truth for labels, say)."""
         return pa.concat_tables(
-            pq.read_table(shard, columns=names).take(pa.array(rows))
-            for shard, rows in zip(self.shards, self.rows, strict=True)
+            read_pieces(pieces, names).take(pa.array(rows)) for pieces, rows in zip(self.pieces, self.rows, strict=True)
         )
 
 
 def embed(
-    model: Path, data: str | Path, split: str, cache: Path, *, workers: int = 1, device: str = "cpu"
+    model: Path, data: str | Path | JetSet, split: str, cache: Path, *, workers: int = 1, device: str = "cpu"
 ) -> Embeddings:
-    """Embed a split of the shards in `data` with the network at `model`; what the cache holds is only read."""
-    shards = open_shards(data, split)
-    paths = sorted({group.path for group in shards.row_groups})
-    if not paths:
-        msg = f"{data}: the {split} split holds no jets to embed"
+    """Embed a split of the jets in `data` with the network at `model`; what the cache holds is only read.
+
+    `data` is a shard folder, ROOT or Parquet files as `open_jet_set` takes them, or that split of them, open.
+    """
+    jets = open_jet_set(str(data), split, count=False) if isinstance(data, (str, Path)) else data
+    parts = [tuple(part) for _, part in itertools.groupby(map(_absolute, jets.row_groups), lambda piece: piece.path)]
+    if not parts:
+        msg = f"{jets.folder}: the {split} split holds no jets to embed"
         raise InputError(msg)
-    key = _key(model, shards)
-    folder = cache / key / split
-    jobs = [{"shard": str(Path(path).resolve()), "out": str((folder / Path(path).name).resolve())} for path in paths]
-    todo = [job for job in jobs if not Path(job["out"]).exists()]
+    key = _key(model, jets)
+    folder = (cache / key / split).resolve()
+    outputs = [str(folder / _name(number, part[0])) for number, part in enumerate(parts)]
+    todo = [number for number, path in enumerate(outputs) if not Path(path).exists()]
     if todo:
-        _run(todo, model, shards, workers, device)
-    tables = [pq.read_table(job["out"]) for job in jobs]
+        _run([(parts[number], outputs[number]) for number in todo], model, jets, workers, device)
+    tables = [pq.read_table(path) for path in outputs]
     return Embeddings(
         latent=np.concatenate([_matrix(table, "latent") for table in tables]),
         logits=np.concatenate([_matrix(table, "logits") for table in tables]),
-        shards=tuple(Path(job["shard"]) for job in jobs),
+        shards=tuple(part[0].path for part in parts),
+        pieces=tuple(parts),
         rows=tuple(table["row"].to_numpy() for table in tables),
         key=f"{key}/{split}",
         computed=len(todo),
     )
 
 
-def _key(model: Path, shards: ShardSet) -> str:
+def _absolute(piece: Piece) -> Piece:
+    """Tasks may run in another folder; paths of files are absolute already."""
+    return dataclasses.replace(piece, path=piece.path.resolve()) if isinstance(piece, RowGroup) else piece
+
+
+def _name(number: int, piece: Piece) -> str:
+    return piece.path.name if isinstance(piece, RowGroup) else f"file-{number:05d}.parquet"
+
+
+def _key(model: Path, jets: JetSet) -> str:
     network = open_network(model)
-    text = f"{network.hash} {network.data.hash} {shards.manifest_hash}"
+    text = f"{network.hash} {network.data.hash} {jets.manifest_hash}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _run(todo: list[dict[str, str]], model: Path, shards: ShardSet, workers: int, device: str) -> None:
+def _run(todo: Sequence[tuple[tuple[Piece, ...], str]], model: Path, jets: JetSet, workers: int, device: str) -> None:
     import ray.data
     import ray.exceptions
 
-    dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
+    items = [{"number": number} for number in range(len(todo))]
+    dataset = ray.data.from_items(items, override_num_blocks=len(todo)).map(
         EmbedShard,
-        fn_constructor_kwargs={"model": str(model.resolve()), "device": device},
+        fn_constructor_kwargs={"todo": todo, "model": str(model.resolve()), "device": device},
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo))),
         num_cpus=1,
         num_gpus=1 if device == "cuda" else 0,
     )
-    with tqdm(total=shards.rows, unit=" jets", unit_scale=True, desc=f"embed {shards.split}", mininterval=1.0) as bar:
+    with tqdm(total=jets.rows, unit=" jets", unit_scale=True, desc=f"embed {jets.split}", mininterval=1.0) as bar:
         try:
             for row in dataset.iter_rows():
                 bar.update(row["jets"])
@@ -104,16 +122,17 @@ def _run(todo: list[dict[str, str]], model: Path, shards: ShardSet, workers: int
 
 
 class EmbedShard:
-    """The actor: opens the network once, embeds shard after shard."""
+    """The actor: opens the network once, embeds shard after shard of `todo` (pieces, path of the embedding)."""
 
-    def __init__(self, model: str, device: str) -> None:
-        self._network = open_network(model, device)
+    def __init__(self, todo: Sequence[tuple[tuple[Piece, ...], str]], model: str, device: str) -> None:
+        self._todo, self._network = todo, open_network(model, device)
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
-        table = pq.read_table(job["shard"], columns=list(self._network.data.input_columns))
+        pieces, path = self._todo[job["number"]]
+        table = read_pieces(pieces, self._network.data.input_columns)
         scored = score_table(self._network, table)
         out = pa.table({"row": scored.rows, "latent": as_lists(scored.latent), "logits": as_lists(scored.logits)})
-        with files.committed(job["out"]) as temporary:
+        with files.committed(path) as temporary:
             pq.write_table(out, temporary, compression="zstd")
         return {"jets": table.num_rows}
 

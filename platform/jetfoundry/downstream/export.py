@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-import yaml
 
 from jetfoundry import config
 from jetfoundry.errors import InputError
 from jetfoundry.features.transform import load_data_config
-from jetfoundry.loading.batch import INPUTS
 from jetfoundry.models.checkpoints import ModelFile
+from jetfoundry.models.presets import MODELS
 
 __all__ = ["ExportConfig", "padded_batches"]
 
@@ -34,12 +34,14 @@ class ExportConfig:
 
 def padded_batches(model: ModelFile, jets: pa.Table) -> list[tuple[torch.Tensor, ...]]:
     """Inputs of the selected jets in batches of several sizes, each padded to its own longest jet."""
-    features = load_data_config(yaml.safe_load(model.data_yaml)).apply(jets, training=False, labels=False)
+    data = load_data_config(config.parse_yaml(model.data_yaml, "data YAML of the model"), known=None)
+    features = data.apply(jets, training=False, labels=False)
     number = len(features.rows)
     if number == 0:
         msg = f"none of the {jets.num_rows} jets passes the selection of the model's data YAML"
         raise InputError(msg)
     edges = np.minimum(np.cumsum([0, *_BATCHES]), number)
     parts = [np.arange(begin, end) for begin, end in itertools.pairwise(edges) if end > begin]
-    padded = (features.pad_all(part) for part in parts)
-    return [tuple(torch.from_numpy(inputs[name]) for name in INPUTS) for inputs in padded]
+    network: Any = MODELS[model.model_name][1]
+    padded, names = (features.pad_all(part) for part in parts), network.inputs
+    return [tuple(torch.from_numpy(inputs[name]) for name in names) for inputs in padded]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from jetfoundry import files
 from jetfoundry.downstream.embeddings import Embeddings
+from jetfoundry.errors import InputError
 from jetfoundry.evaluate import plots
 from jetfoundry.evaluate.discriminants import group_outputs
 from jetfoundry.evaluate.metrics import RocCurve, confusion_matrix, roc_curve
@@ -57,8 +58,10 @@ def evaluation_plots(
             matrix[np.ix_(present, present)], [groups[int(i)] for i in present], sample
         ),
         "class_counts": plots.class_counts({classes[int(i)]: int(counts[i]) for i in np.flatnonzero(counts)}, sample),
-        "jets_in_eta_phi": plots.jets_eta_phi(_some_jets(scored, kept, truth, classes), sample),
     }
+    jets = _some_jets(scored, kept, truth, classes)
+    if jets:
+        figures["jets_in_eta_phi"] = plots.jets_eta_phi(jets, sample)
     (run / "plots").mkdir(exist_ok=True)
     for name, figure in figures.items():
         with files.committed(run / "plots" / f"{name}.png") as temporary:
@@ -68,11 +71,14 @@ def evaluation_plots(
 def _some_jets(
     scored: Embeddings, kept: npt.NDArray[np.bool_], truth: npt.NDArray[np.int64], classes: Sequence[str]
 ) -> list[plots.Constituents]:
-    """The first jet of each of the most frequent classes."""
+    """The first jet of each of the most frequent classes; none if the jets have not the columns to draw them."""
     frequent = np.argsort(-np.bincount(truth, minlength=len(classes)), kind="stable")[:_SHOWN_JETS]
     names = ["part_px", "part_py", "part_deta", "part_dphi", "jet_pt"]
     names += [f"part_is{kind}" for kind in ("Electron", "Muon", "Photon", "ChargedHadron", "NeutralHadron")]
-    table = scored.columns(names)
+    try:
+        table = scored.columns(names)
+    except InputError:  # flat ntuples with other names
+        return []
     rows = [int(np.flatnonzero(kept)[np.flatnonzero(truth == i)[0]]) for i in frequent if (truth == i).any()]
     jets = table.take(rows).to_pylist()
     titles = [classes[int(i)] for i in frequent if (truth == i).any()]

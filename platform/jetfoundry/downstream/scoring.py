@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-import yaml
 
+from jetfoundry import config
 from jetfoundry.features.transform import DataConfig, load_data_config
-from jetfoundry.loading.batch import INPUTS
 from jetfoundry.models.checkpoints import load_model
 
 __all__ = ["Floats", "Network", "Scored", "as_lists", "open_network", "score_table"]
@@ -31,14 +30,15 @@ Floats = npt.NDArray[np.float32]
 class Network:
     """A network ready to score: its data YAML, class names, identity, and a function of padded inputs.
 
-    `run(inputs)` takes `pf_features` (b, F, P), `pf_vectors` (b, 4, P), `pf_mask` (b, 1, P) as float32 arrays and
-    returns logits (b, C), up to a constant per jet, and the latent (b, D).
+    `run(inputs)` takes its `inputs` by their names in the data YAML, padded, as float32 arrays (b, F, P), and returns
+    logits (b, C), up to a constant per jet, and the latent (b, D).
     """
 
     data: DataConfig
     classes: tuple[str, ...]
     hash: str
     latent_dim: int
+    inputs: tuple[str, ...]
     run: Callable[[Mapping[str, Floats]], tuple[Floats, Floats]]
 
 
@@ -61,12 +61,12 @@ def open_network(path: str | Path, device: str = "cpu") -> Network:
 
     def run(inputs: Mapping[str, Floats]) -> tuple[Floats, Floats]:
         with torch.inference_mode():
-            features, vectors, mask = (torch.from_numpy(inputs[name]).to(device) for name in INPUTS)
-            latent = model.latent(features, vectors, mask > 0)
+            *values, mask = (torch.from_numpy(inputs[name]).to(device) for name in model.inputs)
+            latent = model.latent(*values, mask > 0)
             return model.head(latent).float().cpu().numpy(), latent.float().cpu().numpy()
 
-    data = load_data_config(yaml.safe_load(file.data_yaml))
-    return Network(data, tuple(file.classes), file.hash, file.model_config.dim, run)
+    data = load_data_config(config.parse_yaml(file.data_yaml, f"data YAML in {path}"), known=None)
+    return Network(data, tuple(file.classes), file.hash, file.model_config.dim, model.inputs, run)
 
 
 def _open_onnx(path: Path) -> Network:
@@ -79,9 +79,10 @@ def _open_onnx(path: Path) -> Network:
         scores, latent = session.run(["scores", "latent"], dict(inputs))
         return np.log(np.maximum(scores, np.finfo(np.float32).tiny)), latent
 
-    data = load_data_config(yaml.safe_load(meta["data_yaml"]))
+    data = load_data_config(config.parse_yaml(meta["data_yaml"], f"data YAML in {path}"), known=None)
     width = session.get_outputs()[1].shape[1]
-    return Network(data, tuple(json.loads(meta["classes"])), meta["model_hash"], width, run)
+    inputs = tuple(value.name for value in session.get_inputs())
+    return Network(data, tuple(json.loads(meta["classes"])), meta["model_hash"], width, inputs, run)
 
 
 def score_table(network: Network, table: pa.Table, batch_size: int = 256) -> Scored:
@@ -91,7 +92,7 @@ def score_table(network: Network, table: pa.Table, batch_size: int = 256) -> Sco
     order = np.argsort(np.diff(features.offsets), kind="stable")
     parts = [order[begin : begin + batch_size] for begin in range(0, jets, batch_size)]
     padded = (features.pad_all(part) for part in parts)
-    done = [network.run({name: inputs[name] for name in INPUTS}) for inputs in padded]
+    done = [network.run({name: inputs[name] for name in network.inputs}) for inputs in padded]
     if not done:
         return Scored(
             features.rows, *(np.empty((0, n), np.float32) for n in (len(network.classes), network.latent_dim))

@@ -56,6 +56,11 @@ class TransferConfig:
             msg = f"wanted seeds >= 1 and evaluate_split val or test, got {self.seeds}, {self.evaluate_split!r}"
             raise ValueError(msg)
 
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return Path(self.output or Path(self.backbone) / "transfer" / Path(self.tasks).stem)
+
 
 def transfer(options: TransferConfig, data: str, folder: Path, workers: int, sample: str) -> dict[str, Any]:
     """Embed, probe, compare; writes `table.csv` and plots to `folder`, returns the figures for its summary."""

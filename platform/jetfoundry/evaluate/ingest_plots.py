@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,25 +77,36 @@ def columns_of(table: pa.Table, names: Sequence[str], families: Families) -> Col
 
 
 def inputs_of(
-    features: str, families: Families, read: Callable[[list[str]], pa.Table]
+    features: str, families: Families, read: Callable[[list[str]], Iterable[pa.Table]]
 ) -> tuple[list[ColumnGroup], int]:
     """The inputs of the data YAML `features`, one group each, and the number of selected jets.
 
-    `read` gives a table with the columns it is asked for. Raises ConfigError or InputError.
+    `read` gives tables with the columns it is asked for; they are gone through one by one, and only what is drawn is
+    kept. Raises ConfigError or InputError.
     """
     data = load_data_config(features)
-    table = read(sorted({*data.input_columns, "jet_label"}))
-    found = data.apply(table, training=False, labels=False)
-    family = _numbers(table, families)[found.rows]
-    groups: list[ColumnGroup] = []
     shown: set[Any] = set()
-    for name, flat in found.inputs.items():
-        values, jets = flat.values, np.repeat(np.arange(len(found)), np.diff(flat.offsets))
-        new = [(i, v.name) for i, v in enumerate(flat.group.variables) if v not in shown]
-        shown.update(flat.group.variables)  # what two inputs share is drawn once
-        columns = {variable: (values[i], jets) for i, variable in new}
-        groups.append(ColumnGroup(f"Input {name}.", columns, family, families))
-    return groups, len(found)
+    new: dict[str, list[int]] = {}
+    for name, group in data.inputs.items():
+        new[name] = [i for i, variable in enumerate(group.variables) if variable not in shown]
+        shown.update(group.variables)  # what two inputs share is drawn once
+    values: dict[str, list[Array]] = {name: [] for name in new}
+    jets: dict[str, list[Array]] = {name: [] for name in new}
+    family: list[Array] = []
+    number = 0
+    for table in read(sorted({*data.input_columns, "jet_label"})):
+        found = data.apply(table, training=False, labels=False)
+        family.append(_numbers(table, families)[found.rows])
+        for name, flat in found.inputs.items():
+            values[name].append(flat.values[new[name]])
+            jets[name].append(np.repeat(np.arange(number, number + len(found), dtype=np.int32), np.diff(flat.offsets)))
+        number += len(found)
+    groups = []
+    for name, group in data.inputs.items():
+        drawn, jet = np.concatenate(values.pop(name), axis=1), np.concatenate(jets.pop(name))
+        columns = {group.variables[i].name: (row, jet) for i, row in zip(new[name], drawn, strict=True)}
+        groups.append(ColumnGroup(f"Input {name}.", columns, np.concatenate(family), families))
+    return groups, number
 
 
 def _numbers(table: pa.Table, families: Families) -> Array:

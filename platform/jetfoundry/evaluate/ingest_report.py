@@ -1,14 +1,14 @@
 """`report.html` of a shard folder: what was ingested, for people who would rather look.
 
 Everything but the feature histograms comes from the manifest and the sidecars of the units; those come from at most
-20,000 jets of row groups spread over the shards, which are mixed, so any of them is a fair sample. The shards are
+10,000 jets of row groups spread over the shards, which are mixed, so any of them is a fair sample. The shards are
 complete before this page is made, and it changes none of them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from jetfoundry.labels import CLASSES
 
 __all__ = ["write"]
 
-_SAMPLED = 20_000  # jets for the feature histograms
+_SAMPLED = 10_000  # jets for the feature histograms
 _LISTED = 40  # files listed
 _KEYS = (*shards.MANIFEST_KEYS, "inputs", "set_aside", "histogram_edges", "plan", "cpu_seconds", "provenance")
 
@@ -116,7 +116,7 @@ def _features(root: Path, features: str, families: Families, sample: str) -> Sec
             text = f"The inputs of {Path(features).name} could not be computed: {error}\n\n"
     if not groups:
         names = ingest_plots.main_columns(shards.read_row_group(_groups(root)[0]).schema.names)
-        table = _sample_jets(root, [*names, "jet_label"])
+        table = pa.concat_tables(_sample_jets(root, [*names, "jet_label"])).combine_chunks()
         groups, jets = [ingest_plots.columns_of(table, names, families)], table.num_rows
         text += "Columns as they are stored"
     text += f", of {jets:,} jets from all over the shards. Each kind is normalised to one; the outer bins hold what "
@@ -134,9 +134,12 @@ def _groups(root: Path) -> list[shards.RowGroup]:
     return [groups[i] for i in np.linspace(0, len(groups) - 1, number).astype(int)]
 
 
-def _sample_jets(root: Path, columns: list[str]) -> pa.Table:
-    tables = [shards.read_row_group(group, columns) for group in _groups(root)]
-    return pa.concat_tables(tables).slice(0, _SAMPLED).combine_chunks()
+def _sample_jets(root: Path, columns: list[str]) -> Iterator[pa.Table]:
+    left = _SAMPLED
+    for group in _groups(root):
+        if left > 0:
+            yield shards.read_row_group(group, columns).slice(0, left)
+        left -= group.rows
 
 
 def _mixing(root: Path, manifest: Mapping[str, Any]) -> Section:

@@ -11,7 +11,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib.text
 import mplhep
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
+from matplotlib.text import Text
 from PIL import Image
 
 from jetfoundry.errors import InputError
@@ -243,7 +243,8 @@ def class_counts(counts: Mapping[str, int], sample: str = "", per_panel: int = 4
         axes.set_ylim(length - 0.4, -0.6)
         axes.set_xlabel("number of jets")
         styled(axes, sample if panel == 0 else "")
-        axes.tick_params(axis="y", which="both", length=0, labelsize=small)
+        axes.yaxis.minorticks_off()
+        axes.tick_params(axis="y", length=0, labelsize=small)
     return finished(figure)
 
 
@@ -277,8 +278,13 @@ def styled(axes: Axes, sample: str) -> None:
 
 def finished(figure: Figure) -> Figure:
     """The figure with all its text in the fonts of the page."""
+    texts = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
     for axes in figure.axes:
-        axes.tick_params(which="both", labelfontfamily=_FONT)
-    for text in figure.findobj(matplotlib.text.Text):
+        axes.tick_params(which="both", labelfontfamily=_FONT)  # findobj would make every tick, drawn or not
+        legend = axes.get_legend()
+        texts += [child for child in axes.get_children() if isinstance(child, Text)]
+        texts += [text for axis in (axes.xaxis, axes.yaxis) for text in (axis.label, axis.offsetText)]
+        texts += legend.get_texts() if legend else []
+    for text in texts:
         text.set_fontfamily(_FONT)
     return figure

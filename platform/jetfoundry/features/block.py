@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,18 @@ import pyarrow as pa
 from jetfoundry.errors import InputError, nearest
 from jetfoundry.features.data_config import Sections
 from jetfoundry.features.expressions import Formula, evaluate
-from jetfoundry.features.jagged import Array, Column, Jagged, from_arrow, segments
+from jetfoundry.features.jagged import Array, Column, Jagged, JetColumns, from_arrow, segments
 
-__all__ = ["Block"]
+__all__ = ["Block", "Jets"]
+
+Jets: TypeAlias = pa.Table | JetColumns
+"""B stored jets."""
 
 
 class Block:
     """B jets of a table, or the `rows` (B',) of it: columns by name, stored or computed."""
 
-    def __init__(self, config: Sections, table: pa.Table, rows: npt.NDArray[np.int64] | None = None) -> None:
+    def __init__(self, config: Sections, table: Jets, rows: npt.NDArray[np.int64] | None = None) -> None:
         self.config, self.table, self.rows = config, table, rows
         self.jets = table.num_rows if rows is None else len(rows)
         self.done: dict[str, Column] = {}
@@ -70,7 +74,8 @@ class Block:
         if name not in self.table.column_names:
             msg = f"{self.config.where}: the data have no column {name!r}; {nearest(name, self.table.column_names)}"
             raise InputError(msg)
-        column = from_arrow(self.table[name], name)
+        stored = self.table[name]
+        column = from_arrow(stored, name) if isinstance(stored, pa.ChunkedArray) else stored
         if not isinstance(column, Jagged):
             return column if self.rows is None else column[self.rows]
         where, offsets = self._layout(column)
@@ -79,7 +84,7 @@ class Block:
     def _layout(self, column: Jagged) -> tuple[Array | None, Array]:
         """Where the selected jets' values lie, worked out once for all columns with the same list lengths."""
         for stored, where, offsets in self.layouts:
-            if np.array_equal(column.offsets, stored):
+            if column.offsets is stored or np.array_equal(column.offsets, stored):
                 return where, offsets
         where, offsets = (None, column.offsets) if self.rows is None else segments(column.offsets, self.rows)
         self.layouts.append((column.offsets, where, offsets))

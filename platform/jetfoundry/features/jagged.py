@@ -10,6 +10,7 @@ stores what NumPy can read (everything but bit-packed booleans). Null values are
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from jetfoundry.errors import InputError
 
-__all__ = ["Array", "Column", "Jagged", "after", "from_arrow", "same_offsets", "segments", "to_arrow"]
+__all__ = ["Array", "Column", "Jagged", "JetColumns", "after", "from_arrow", "same_offsets", "segments", "to_arrow"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -56,6 +57,21 @@ class Jagged:
 
 Column: TypeAlias = "Jagged | Array"
 """One value per particle, or one per jet."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class JetColumns:
+    """Flat columns of `num_rows` jets by name, where a `pyarrow.Table` would be copied to get them."""
+
+    num_rows: int
+    columns: Mapping[str, Column]
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.columns)
+
+    def __getitem__(self, name: str) -> Column:
+        return self.columns[name]
 
 
 def from_arrow(column: pa.Array | pa.ChunkedArray, name: str = "column") -> Column:

@@ -1,15 +1,16 @@
 """The selected jets of a block, standardised and flat, and how they are padded to one length.
 
 A `Store` holds the standardised variables of all inputs that share particles and padding rule, particle by particle:
-all that a particle is lies in one piece of memory, so a batch is one gather of rows and one transposition. Selected
-jets are places in a store (`starts`, `counts`): selecting, cutting and reordering jets moves no particle.
+all that a particle is lies in one piece of memory, so a batch is one gather of rows; inputs (b, F, P) are views of it
+that step over their neighbours' variables. Selected jets are places in a store (`starts`, `counts`): selecting, cutting
+and reordering jets moves no particle.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -94,27 +95,39 @@ class Features:
         P = `length`, else the longest of these jets (at least 1). Longer jets are cut. An input of jet quantities
         (`length: null` in the YAML) has no particles: (b, F).
         """
-        return self._pad([name], jets, length)[name]
+        flat = self.inputs[name]
+        return _input(self._slots(flat.store, flat.group, np.asarray(jets, np.int64), length), flat.variables)
 
     def pad_all(self, jets: npt.ArrayLike, length: int | None = None) -> dict[str, npt.NDArray[np.float32]]:
         """All inputs of these jets, as `pad` gives them one by one; the work that they share is done once."""
-        return self._pad(self.inputs, jets, length)
+        padded = {
+            name: _input(slots, variables)
+            for slots, which in self.slots(jets, length)
+            for name, variables in which.items()
+        }
+        return {name: padded[name] for name in self.inputs}
 
-    def _pad(self, names: Iterable[str], jets: npt.ArrayLike, length: int | None) -> dict[str, npt.NDArray[np.float32]]:
-        chosen = np.asarray(jets, dtype=np.int64)
-        gathered: dict[int, npt.NDArray[np.float32]] = {}
-        padded = {}
-        for name in names:
-            flat = self.inputs[name]
-            store = flat.store
-            if flat.group.length is None:
-                padded[name] = store.particles[store.starts[chosen], flat.variables]
-                continue
-            if id(store) not in gathered:
-                longest = int(store.counts[chosen].max(initial=1))
-                gathered[id(store)] = store.particles.take(store.source(chosen, length or longest), axis=0)
-            padded[name] = np.ascontiguousarray(gathered[id(store)][:, :, flat.variables].transpose(0, 2, 1))
-        return padded
+    def slots(
+        self, jets: npt.ArrayLike, length: int | None = None
+    ) -> Iterator[tuple[npt.NDArray[np.float32], dict[str, slice]]]:
+        """Store by store, the padded jets as they lie in memory, (b, P, F), with the variables of all its inputs side
+        by side, and which are whose. Inputs of jet quantities: (b, F)."""
+        chosen = np.asarray(jets, np.int64)
+        which: dict[int, list[str]] = {}
+        for name, flat in self.inputs.items():
+            which.setdefault(id(flat.store), []).append(name)
+        for names in which.values():
+            flat = self.inputs[names[0]]
+            variables = {name: self.inputs[name].variables for name in names}
+            yield self._slots(flat.store, flat.group, chosen, length), variables
+
+    @staticmethod
+    def _slots(
+        store: Store, group: InputGroup, jets: npt.NDArray[np.int64], length: int | None
+    ) -> npt.NDArray[np.float32]:
+        if group.length is None:
+            return store.particles.take(store.starts[jets], axis=0)
+        return store.particles.take(store.source(jets, length or int(store.counts[jets].max(initial=1))), axis=0)
 
     def take(self, jets: npt.ArrayLike) -> Features:
         """The given jets (indices into this block), in that order. `nonfinite` stays that of the whole block."""
@@ -130,3 +143,8 @@ class Features:
             nonfinite=self.nonfinite,
             weights=None if self.weights is None else self.weights[chosen],
         )
+
+
+def _input(slots: npt.NDArray[np.float32], variables: slice) -> npt.NDArray[np.float32]:
+    """One input of a store's slots: (b, F, P), a view without a copy; (b, F) of jet quantities."""
+    return slots[..., variables].swapaxes(1, -1)

@@ -23,11 +23,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from jetfoundry.errors import ConfigError, InputError
 from jetfoundry.features import data_config_reader
-from jetfoundry.features.block import Block
+from jetfoundry.features.block import Block, Jets
 from jetfoundry.features.data_config import KNOWN_COLUMNS, Sections
 from jetfoundry.features.jagged import Array, Jagged
 from jetfoundry.features.padding import Features, FlatInput
@@ -55,7 +54,7 @@ def load_data_config(
 class DataConfig(Sections):
     """A data YAML, checked and ready to be applied to blocks of jets."""
 
-    def apply(self, table: pa.Table, *, training: bool, labels: bool = True) -> Features:
+    def apply(self, table: Jets, *, training: bool, labels: bool = True) -> Features:
         """Select, compute and standardise the jets of `table` (B rows with at least `columns`).
 
         In training `selection` decides, jets of no or several classes are an error and monitor variables are carried
@@ -91,14 +90,14 @@ class DataConfig(Sections):
             nonfinite=nonfinite,
         )
 
-    def class_numbers(self, table: pa.Table) -> npt.NDArray[np.int64]:
+    def class_numbers(self, table: Jets) -> npt.NDArray[np.int64]:
         """Class number of every jet of `table` (B,), -1 for none or a dropped class; needs `label_columns` only."""
         numbers = np.full(table.num_rows, -1)
         found, _, rows = self._labels(Block(self, table), np.arange(table.num_rows), training=False)
         numbers[rows] = found
         return numbers
 
-    def selected(self, table: pa.Table) -> Block:
+    def selected(self, table: Jets) -> Block:
         """The jets that `selection` keeps for training, before a label scheme drops any of them."""
         block = Block(self, table)
         return block if self.selection is None else Block(self, table, self._selected(block, training=True))

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from jetfoundry import config, files
 from jetfoundry.errors import ConfigError, InputError
@@ -34,7 +33,7 @@ from jetfoundry.features.jagged import Jagged
 from jetfoundry.features.reweighting import JetBins, class_histograms, jet_weights, overall_scale, weight_tables
 from jetfoundry.features.transform import DataConfig, load_data_config
 from jetfoundry.loading.manifest_histogram import manifest_counts
-from jetfoundry.loading.pieces import JetSet, Piece, is_shard_folder, read_pieces
+from jetfoundry.loading.pieces import JetSet, Piece, check_scheme, is_shard_folder, read_pieces
 
 __all__ = ["complete"]
 
@@ -71,6 +70,7 @@ def complete(
     and its formula; with `skip_empty` it is a warning. Jets outside the bins are counted in a warning.
     """
     data = load_data_config(source, known=known, scheme=scheme)
+    check_scheme(shards, data.labels.scheme)
     auto = list(data.unmeasured)
     section = data.weights if weights else None
     measure = section is not None and not (section.known and section.jets)
@@ -86,7 +86,7 @@ def complete(
         tree["preprocess"] = {**(tree.get("preprocess") or {}), "params": _params(data, _measure(data, shards, auto))}
     if section and measure:
         tree["weights"] = {**tree["weights"], **_reweight(data, section, shards, skip_empty)}
-    text = yaml.dump(tree, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False, allow_unicode=True)
+    text = config.dump_yaml(tree)
     try:
         if path:
             files.write_text(path, text)
@@ -97,7 +97,7 @@ def complete(
 
 def _text(source: str | Path | Mapping[str, Any]) -> str:
     if isinstance(source, Mapping):
-        return yaml.safe_dump(dict(source), sort_keys=False, allow_unicode=True)
+        return config.dump_yaml(dict(source))
     return Path(source).read_text(encoding="utf-8")
 
 

@@ -34,6 +34,7 @@ from jetfoundry.loading.window import BatchMaker, Window, choose_inputs
 __all__ = [
     "LoaderConfig",
     "every_jet",
+    "order_of",
     "prefetched",
     "resumed",
     "training_batches",
@@ -50,7 +51,7 @@ class LoaderConfig:
     )
     batch_size: int = config.option(512, "jets of one optimiser step on one worker, at most")
     micro_batches: int = config.option(4, "parts of a batch, sorted by length, each padded to its longest jet")
-    window: int = config.option(8, "row groups read and mixed at once")
+    window: int = config.option(16_000, "jets read and mixed at once, in whole row groups")
     prefetch: int = config.option(4, "batches prepared ahead in a thread, 0 = none")
     ray_tasks: int = config.option(2, "feed=ray: windows made at the same time for one worker, one CPU each")
     inputs: tuple[str, ...] = config.option((), "inputs of the data YAML that batches carry, none = all")
@@ -81,7 +82,7 @@ def training_batches(
     Raises InputError if a whole pass holds no jet that the selection and the label scheme keep.
     """
     maker = _maker(data, loader, uses_per_pass(jets, data, sampling))
-    order = Order(len(jets.row_groups), loader.window, seed)
+    order = order_of(jets, loader, seed)
     if not start.deal:
         start = start._replace(deal=order.start(world).deal)
     positions, ahead = itertools.tee(order.walk(start, rank, world))
@@ -91,11 +92,11 @@ def training_batches(
     )
     empty = 0
     for (here, following), batches in zip(itertools.pairwise(positions), _feed(maker, windows, loader), strict=False):
-        ready = None
+        ready, pieces = None, tuple(jets.row_groups[i] for i in order.pieces_of(here))
         for number, batch in enumerate(batches, here.batch):
             if ready is not None:
                 yield ready, here._replace(batch=number)
-            ready = batch
+            ready = dataclasses.replace(batch, pieces=pieces)
         if ready is not None:
             yield ready, following
         empty = 0 if ready else empty + 1
@@ -109,7 +110,13 @@ def training_batches(
 
 def resumed(jets: JetSet, loader: LoaderConfig, seed: int, positions: Sequence[Position]) -> Position:
     """Where workers of any number go on after as many as there are `positions`, with exactly the jets that are left."""
-    return Order(len(jets.row_groups), loader.window, seed).resume(positions)
+    return order_of(jets, loader, seed).resume(positions)
+
+
+def order_of(jets: JetSet, loader: LoaderConfig, seed: int) -> Order:
+    """The order of the pieces of `jets`, in windows of about `loader.window` jets."""
+    largest = max(piece.rows for piece in jets.row_groups)
+    return Order(len(jets.row_groups), max(1, round(loader.window / largest)), seed)
 
 
 def every_jet(

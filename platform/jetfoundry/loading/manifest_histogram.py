@@ -19,7 +19,6 @@ from jetfoundry.features.block import Block
 from jetfoundry.features.data_config import Weights
 from jetfoundry.features.expressions import Formula
 from jetfoundry.features.transform import DataConfig
-from jetfoundry.labels import CLASSES
 from jetfoundry.loading.pieces import JetSet
 
 __all__ = ["manifest_counts"]
@@ -41,11 +40,11 @@ def manifest_counts(
         return None
     if data.selection is not None and _rectangle(data.selection) != {n: (e[0], e[-1]) for n, e in _EDGES.items()}:
         return None
-    every_class = Block(data, pa.table({"jet_label": pa.array(range(len(CLASSES)), pa.int32())}))
-    members = data.members(every_class).astype(np.float64)  # (K, 188)
+    every_class = Block(data, pa.table({"jet_label": pa.array(range(len(shards.classes)), pa.int32())}))
+    members = data.members(every_class).astype(np.float64)  # (K, C)
     if (members.sum(axis=0) > 1).any():
         return None  # the weight of a jet of several classes is that of the last: counts alone do not tell
-    kept = np.zeros(len(CLASSES))
+    kept = np.zeros(len(shards.classes))
     kept[data.kept(every_class)] = 1
     bins = histogram.astype(np.float64)
     histograms = np.tensordot(members * kept, bins, axes=1)

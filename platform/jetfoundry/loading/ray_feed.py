@@ -4,8 +4,9 @@ Each training worker runs a Ray data set of its own windows. A read task is one 
 function as the `direct` feed and yields a block per batch, so Ray's back-pressure bounds what is made ahead. Blocks
 come back in the order of the windows (`preserve_order`), whichever is finished first.
 
-A batch travels as one row: shapes as text, labels, and all its tensors in one buffer, which is copied once on arrival
-(Arrow's memory is read-only). A data set ends after some windows and the next begins, since those of Ray are finite.
+A batch travels as one row: shapes as text, labels, and all its tensors in one buffer. On arrival they are views of
+Ray's object memory, without a copy, so nobody may write into them. A data set ends after some windows and the next
+begins, since those of Ray are finite.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import dataclasses
 import itertools
 import json
 import operator
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -61,9 +63,12 @@ def _made(maker: BatchMaker, windows: Sequence[Window], tasks: int) -> Generator
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.target_max_block_size = _BLOCK
+    context.memory_usage_poll_interval_s = None  # else a thread of every task adds up /proc/self/smaps each second
     with DataContext.current(context):
         source = _Windows(maker, windows)
-        blocks = ray.data.read_datasource(source, override_num_blocks=len(windows), concurrency=tasks)
+        blocks = ray.data.read_datasource(
+            source, override_num_blocks=len(windows), concurrency=min(tasks, len(windows))
+        )
     try:
         for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             for row in range(table.num_rows):
@@ -104,12 +109,22 @@ class _Task:
 
 
 def encode(batch: Batch, window: int = 0) -> pa.Table:
-    """A batch as a table of one row: `window`, `shapes` (JSON, by micro-batch and input), `labels`, `values`."""
-    inputs = [values.numpy() for micro in batch.micro for values in micro.inputs.values()]
-    values = np.concatenate([array.ravel() for array in inputs], dtype=np.float32)
+    """A batch as a table of one row: `window`, `views` (JSON: what part of the values is which input), `labels`,
+    `rows`, and `values`, the memory of all inputs, one piece after the other."""
+    pieces, views, begin = [], [], 0
+    for micro in batch.micro:
+        at = {}
+        for place, memory in micro.memory().items():
+            at[place] = begin
+            pieces.append(memory.numpy())
+            begin += len(memory)
+        views.append({
+            name: (*values.shape, *values.stride(), at[values.untyped_storage().data_ptr()] + values.storage_offset())
+            for name, values in micro.inputs.items()
+        })  # fmt: skip
     labels = np.concatenate([micro.labels.numpy() for micro in batch.micro])
-    shapes = json.dumps([{name: list(array.shape) for name, array in micro.inputs.items()} for micro in batch.micro])
-    return pa.table([[window], [shapes], _list(labels), _list(values)], names=["window", "shapes", "labels", "values"])
+    columns = [[window], [json.dumps(views)], _list(labels), _list(batch.rows), _list(np.concatenate(pieces))]
+    return pa.table(columns, names=["window", "views", "labels", "rows", "values"])
 
 
 def _list(values: Any) -> pa.LargeListArray:
@@ -118,15 +133,21 @@ def _list(values: Any) -> pa.LargeListArray:
 
 def decode(table: pa.Table, row: int = 0) -> Batch:
     """The batch in a row of tables that `encode` made."""
-    values, labels = (torch.from_numpy(np.array(table[name][row].values.to_numpy())) for name in ("values", "labels"))
-    micro, begin, first = [], 0, 0
-    for shapes in json.loads(table["shapes"][row].as_py()):
+    values, labels = (_tensor(table[name][row].values) for name in ("values", "labels"))
+    micro, first = [], 0
+    for views in json.loads(table["views"][row].as_py()):
         inputs = {}
-        for name, shape in shapes.items():
-            size = int(np.prod(shape))
-            inputs[name] = values[begin : begin + size].view(shape)
-            begin += size
-        jets = next(iter(shapes.values()))[0]
+        for name, (*view, begin) in views.items():
+            half = len(view) // 2
+            inputs[name] = values.as_strided(view[:half], view[half:], begin)
+        jets = len(next(iter(inputs.values())))
         micro.append(MicroBatch(inputs, labels[first : first + jets]))
         first += jets
-    return Batch(tuple(micro), first)
+    return Batch(tuple(micro), first, table["rows"][row].values.to_numpy())
+
+
+def _tensor(values: pa.Array) -> torch.Tensor:
+    """The same memory, Ray's: it stays while the tensor lives, and nobody may write into it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(values.to_numpy())

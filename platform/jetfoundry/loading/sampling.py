@@ -22,13 +22,15 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from jetfoundry import config
 from jetfoundry.errors import ConfigError
+from jetfoundry.features.block import Block
 from jetfoundry.features.padding import Features
 from jetfoundry.features.transform import DataConfig
-from jetfoundry.labels import GROUP_WEIGHTS, GROUPS, LabelScheme
-from jetfoundry.loading.pieces import JetSet
+from jetfoundry.labels import CLASSES, GROUP_WEIGHTS, GROUPS, LabelScheme
+from jetfoundry.loading.pieces import JetSet, check_scheme
 
 __all__ = ["JetUses", "SamplingConfig", "balance_of", "class_multiplicity", "plan_uses", "systematic_draw"]
 
@@ -94,17 +96,34 @@ def plan_uses(shards: JetSet, data: DataConfig, sampling: SamplingConfig) -> Jet
     Raises ConfigError if the YAML has not what `balance` asks for.
     """
     balance = balance_of(sampling, data)
-    scheme = data.labels.scheme
+    check_scheme(shards, data.labels.scheme)
     if balance == "yaml":
         return _weighted(data, sampling)
+    scheme = data.labels.scheme or (None if balance == "natural" else _own_classes(shards, data))
     if scheme is not None:
+        if balance == "groups" and tuple(shards.classes) != CLASSES:
+            msg = f"{shards.folder}: sampling.balance=groups: the groups are those of JetClass-II; take classes"
+            raise ConfigError(msg)
         uses = class_multiplicity(shards.class_counts, scheme, dataclasses.replace(sampling, balance=balance))
         table, counts = np.asarray(scheme.table), np.asarray(shards.class_counts)
         return JetUses(float(np.dot(uses[table[table >= 0]], counts[table >= 0])), of_class=uses)
     if balance != "natural":
-        msg = f"{data.where}: sampling.balance={balance} needs a label scheme; use sampling.balance=natural"
+        msg = (
+            f"{data.where}: sampling.balance={balance} needs a label scheme, or labels that are formulas of jet_label "
+        )
+        msg += "alone; use sampling.balance=natural"
         raise ConfigError(msg)
     return JetUses(float(shards.rows))
+
+
+def _own_classes(shards: JetSet, data: DataConfig) -> LabelScheme | None:
+    """Which output each stored class is, where labels of type simple are formulas of jet_label alone; else None."""
+    if data.labels.kind != "simple" or data.label_columns != ("jet_label",):
+        return None
+    stored = pa.table({"jet_label": pa.array(range(len(shards.classes)), pa.int32())})
+    member = np.stack([Block(data, stored).per_jet(formula) == 1 for formula in data.labels.formulas.values()])
+    table = np.where(member.sum(axis=0) == 1, member.argmax(axis=0), -1)
+    return LabelScheme("labels", data.classes, tuple(table.tolist()))
 
 
 def _weighted(data: DataConfig, sampling: SamplingConfig) -> JetUses:
@@ -125,7 +144,7 @@ def class_multiplicity(
 ) -> npt.NDArray[np.float64]:
     """Expected uses per pass of a jet of each output class, shape (number of classes,).
 
-    `jet_counts` (188,) are the stored jets of each JetClass-II class, from the manifest. A pass is as long as
+    `jet_counts` (C,) are the stored jets of each class that the scheme maps, from the manifest. A pass is as long as
     the data set has jets of the scheme, up to the effect of `max_repeat`; absent classes get 0.
     """
     stored = np.asarray(jet_counts, dtype=np.float64)

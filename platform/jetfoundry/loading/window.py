@@ -23,7 +23,7 @@ import torch
 from jetfoundry.errors import ConfigError, nearest
 from jetfoundry.features.transform import DataConfig, Features
 from jetfoundry.loading.batch import Batch, MicroBatch
-from jetfoundry.loading.pieces import Piece, read_pieces
+from jetfoundry.loading.pieces import Piece, read_flat
 from jetfoundry.loading.sampling import JetUses, systematic_draw
 
 __all__ = ["BatchMaker", "Window", "choose_inputs", "length_sorted", "padding_share"]
@@ -53,7 +53,7 @@ class BatchMaker:
 
     def __call__(self, window: Window) -> Iterator[Batch]:
         """The batches of a window one by one; none if it holds no jet to use."""
-        features = self.data.apply(read_pieces(window.pieces, self.data.columns), training=True)
+        features = self.data.apply(read_flat(window.pieces, self.data.columns), training=True)
         for jets in self._split(features, window)[window.first :]:
             yield length_sorted(features, jets, self.micro_batches)
 
@@ -76,9 +76,13 @@ def length_sorted(features: Features, jets: npt.NDArray[np.int64], micro_batches
     jets = jets[np.argsort(np.diff(features.offsets)[jets], kind="stable")]
     micro = []
     for part in np.array_split(jets, min(micro_batches, len(jets))):
-        inputs = {name: torch.from_numpy(values) for name, values in features.pad_all(part).items()}
-        micro.append(MicroBatch(inputs, torch.from_numpy(features.labels[part])))
-    return Batch(tuple(micro), len(jets))
+        inputs: dict[str, torch.Tensor] = {}
+        for slots, which in features.slots(part):
+            memory = torch.from_numpy(slots)
+            inputs |= {name: memory[..., variables].transpose(1, -1) for name, variables in which.items()}
+        ordered = {name: inputs[name] for name in features.inputs}
+        micro.append(MicroBatch(ordered, torch.from_numpy(features.labels[part])))
+    return Batch(tuple(micro), len(jets), features.rows[jets])
 
 
 def padding_share(features: Features, batch_size: int, micro_batches: int) -> tuple[float, float]:

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from jetfoundry import config, files
 from jetfoundry.errors import CheckpointError, ConfigError, nearest
 from jetfoundry.labels import class_list_hash
-from jetfoundry.models.particle_transformer import ParTConfig, ParticleTransformer
+from jetfoundry.models import presets
+from jetfoundry.models.presets import MODELS, build
 
 __all__ = [
-    "MODELS",
     "ModelFile",
+    "architecture_hash",
     "load_model",
     "load_state",
     "read_archive",
@@ -38,11 +39,6 @@ __all__ = [
     "save_state",
     "weights_hash",
 ]
-
-MODELS: dict[str, tuple[type[Any], type[ParticleTransformer]]] = {
-    "particle_transformer": (ParTConfig, ParticleTransformer),
-}
-"""Architectures by the name in a model file: (configuration, network)."""
 
 _FORMAT = "jetfoundry-model-1"
 _FIELDS = {
@@ -74,10 +70,14 @@ class ModelFile:
         """Identity of the ordered class list."""
         return class_list_hash(self.classes)
 
-    def build(self) -> ParticleTransformer:
+    @property
+    def architecture_hash(self) -> str:
+        """Identity of the architecture, see `architecture_hash`."""
+        return architecture_hash(self.model_config)
+
+    def build(self) -> nn.Module:
         """The network with its weights, in eval mode, on the CPU."""
-        _, make = MODELS[self.model_name]
-        model = make(self.model_config)
+        model = build(self.model_config)
         try:
             model.load_state_dict(dict(self.weights))
         except RuntimeError as error:  # torch's message lists missing, unexpected and misshapen weights
@@ -101,7 +101,7 @@ def save_model(
     Parameters
     ----------
     model_name
-        A key of `MODELS`.
+        A key of `presets.MODELS`.
     model_config
         The dataclass that the network was made with.
     weights
@@ -113,8 +113,8 @@ def save_model(
     meta
         Plain values: run, step, metrics, manifest hash, commit.
     """
-    if model_name not in MODELS:
-        msg = f"{path}: unknown model {model_name!r}; {nearest(model_name, MODELS)}"
+    if model_name != presets.model_name(model_config):
+        msg = f"{path}: a {type(model_config).__name__} configures no {model_name!r}"
         raise CheckpointError(msg)
     if len(classes) != model_config.num_classes:
         msg = f"{path}: {len(classes)} class names for a network with {model_config.num_classes} outputs"
@@ -133,8 +133,10 @@ def save_model(
     save_state(path, state)
 
 
-def load_model(path: str | Path, *, expect_classes: Sequence[str] | None = None) -> ModelFile:
-    """Read a model file; with `expect_classes`, only if its outputs are exactly these.
+def load_model(
+    path: str | Path, *, expect_classes: Sequence[str] | None = None, expect_config: Any = None
+) -> ModelFile:
+    """Read a model file; with `expect_classes` or `expect_config`, only if its outputs or its architecture are these.
 
     Raises CheckpointError naming the file and what is wrong with it.
     """
@@ -154,7 +156,7 @@ def load_model(path: str | Path, *, expect_classes: Sequence[str] | None = None)
     if state["model_name"] not in MODELS:
         msg = f"{path}: unknown model {state['model_name']!r}; {nearest(state['model_name'], MODELS)}"
         raise CheckpointError(msg)
-    config_class, _ = MODELS[state["model_name"]]
+    config_class = MODELS[state["model_name"]][0]
     try:
         model_config = config.build(config_class, state["model_config"], where=str(path))
     except ConfigError as error:
@@ -164,6 +166,8 @@ def load_model(path: str | Path, *, expect_classes: Sequence[str] | None = None)
         raise CheckpointError(msg)
     if expect_classes is not None:
         _compare_classes(path, state["classes"], expect_classes)
+    if expect_config is not None:
+        _compare_configs(path, model_config, expect_config)
     return ModelFile(
         path=path,
         model_name=state["model_name"],
@@ -186,6 +190,32 @@ def _compare_classes(path: Path, stored: Sequence[str], wanted: Sequence[str]) -
             raise CheckpointError(msg)
     msg = f"{path}: another class list: equal up to index {min(len(stored), len(wanted)) - 1}, but {numbers}"
     raise CheckpointError(msg)
+
+
+def _compare_configs(path: Path, stored: Any, wanted: Any) -> None:
+    have, want = (_flat({"model": presets.model_name(each), **config.to_dict(each)}) for each in (stored, wanted))
+    other = [name for name in have | want if have.get(name) != want.get(name)]
+    if other:
+        first = ", ".join(f"{name} is {have.get(name)!r}, wanted {want.get(name)!r}" for name in other[:3])
+        msg = f"{path}: another architecture: {first}" + (f" and {len(other) - 3} more" if len(other) > 3 else "")
+        raise CheckpointError(msg)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def architecture_hash(model_config: Any) -> str:
+    """Twelve hex digits of the architecture that `model_config` describes: its name and what differs from defaults.
+
+    A new field with a default changes no hash.
+    """
+    default = _flat(config.to_dict(type(model_config)()))
+    changed = {name: value for name, value in _flat(config.to_dict(model_config)).items() if value != default[name]}
+    return config.fingerprint({"model": presets.model_name(model_config), "config": changed})
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:

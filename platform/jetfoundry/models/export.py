@@ -1,9 +1,10 @@
 """A trained model as ONNX: scores and latent from the inputs that weaver's ONNX users already feed.
 
-Inputs `pf_features` (B, F, P), `pf_vectors` (B, 4, P) in GeV and `pf_mask` (B, 1, P), all float32, mask 1 for real
-particles; outputs `scores` (B, C), a softmax, and `latent` (B, D). Batch size and particle count are free. What is
-needed to make the inputs and to read the outputs travels in the file's metadata: class names and their hash, data
-YAML, model hash, opset.
+Inputs are the network's (`model.inputs`) by their names in the data YAML, for example `pf_features` (B, F, P),
+`pf_vectors` (B, 4, P) in GeV and `pf_mask` (B, 1, P), all float32, mask 1 for real particles; outputs are `scores`
+(B, C), a softmax, `latent` (B, D), and of a network with several class tokens `latent_<token>` for each further one.
+Batch size and particle count are free. What is needed to make the inputs and to read the outputs travels in the
+file's metadata: class names and their hash, data YAML, model hash, opset.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,27 +24,40 @@ from torch import Tensor, nn
 
 from jetfoundry import files
 from jetfoundry.errors import CheckpointError
-from jetfoundry.loading.batch import INPUTS
 from jetfoundry.models.checkpoints import ModelFile
-from jetfoundry.models.particle_transformer import ParticleTransformer
 
 __all__ = ["OPSET", "OUTPUTS", "check_onnx", "export_onnx"]
 
 OUTPUTS = ("scores", "latent")
+"""Outputs of every file, in order, before those of further class tokens."""
+
 OPSET = 18
 """The oldest opset that torch's exporter writes without converting: readable by the most runtimes."""
 
 
 class _Deployed(nn.Module):
-    """The network as users of the file see it: float mask in, softmax and latent out."""
+    """The network as users of the file see it: float mask in, softmax and latents out."""
 
-    def __init__(self, model: ParticleTransformer) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model = getattr(model, "jet", model)  # of a contrastive pair, the network of the jet
+        self.inputs: tuple[str, ...] = self.model.inputs
+        tasks = getattr(self.model.config, "tasks", ())
+        self.tokens = tuple(dict.fromkeys(task.reads for task in tasks))[1:]
+        self.outputs = (*OUTPUTS, *(f"latent_{token}" for token in self.tokens))
 
-    def forward(self, pf_features: Tensor, pf_vectors: Tensor, pf_mask: Tensor) -> tuple[Tensor, Tensor]:
-        latent = self.model.latent(pf_features, pf_vectors, pf_mask != 0)
-        return self.model.head(latent).softmax(-1), latent
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        *values, mask = inputs
+        if not self.tokens:
+            latent, further = self.model.latent(*values, mask != 0), ()
+        else:
+            latent, *further = self.model.latents(*values, mask != 0).values()
+        return self.model.head(latent).softmax(-1), latent, *further
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Two jets of three particles: the exporter must not take a size of 0 or 1 for a constant."""
+        channels = {"pf_features": self.model.config.input_dim, "pf_vectors": 4, "pf_points": 2, "pf_mask": 1}
+        return tuple(torch.ones(2, channels[name], 3) for name in self.inputs)
 
 
 def export_onnx(model_file: ModelFile, path: str | Path, *, opset: int = OPSET) -> None:
@@ -51,8 +66,6 @@ def export_onnx(model_file: ModelFile, path: str | Path, *, opset: int = OPSET) 
     Raises CheckpointError if the written graph has another opset than asked for.
     """
     network = _Deployed(model_file.build()).eval()
-    # Two jets of three particles: the exporter must not take a size of 0 or 1 for a constant.
-    example = (torch.zeros(2, model_file.model_config.input_dim, 3), torch.ones(2, 4, 3), torch.ones(2, 1, 3))
     jets, particles = torch.export.Dim("B"), torch.export.Dim("P")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "# The axis name", UserWarning)  # it is meant that inputs share B and P
@@ -60,12 +73,12 @@ def export_onnx(model_file: ModelFile, path: str | Path, *, opset: int = OPSET) 
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that we do not need
         program = torch.onnx.export(
             network,
-            example,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
+            network.example(),
+            input_names=network.inputs,
+            output_names=network.outputs,
             opset_version=opset,
             dynamo=True,
-            dynamic_shapes=({0: jets, 2: particles},) * 3,
+            dynamic_shapes=(({0: jets, 2: particles},) * len(network.inputs),),
             verbose=False,
         )
         if program is None:
@@ -90,20 +103,19 @@ def export_onnx(model_file: ModelFile, path: str | Path, *, opset: int = OPSET) 
         temporary.write_bytes(graph.SerializeToString())
 
 
-def check_onnx(path: str | Path, model: ParticleTransformer, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> float:
-    """Largest absolute difference of scores and latent between the ONNX file and `model` (in eval mode).
+def check_onnx(path: str | Path, model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> float:
+    """Largest absolute difference of any output between the ONNX file and `model` (in eval mode).
 
-    `batches` are (features, vectors, mask) as for the network's `forward`. A difference that is not a number
-    counts as infinite.
+    `batches` are arguments of the network's `forward`. A difference that is not a number counts as infinite.
     """
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     network = _Deployed(model)
     largest = 0.0
-    for features, vectors, mask in batches:
-        batch = (features.float(), vectors.float(), mask.float())
+    for inputs in batches:
+        batch = tuple(values.float() for values in inputs)
         with torch.no_grad():
             expected = network(*batch)
-        found = session.run(OUTPUTS, dict(zip(INPUTS, (x.numpy() for x in batch), strict=True)))
+        found = session.run(network.outputs, dict(zip(network.inputs, (x.numpy() for x in batch), strict=True)))
         for ours, theirs in zip(expected, found, strict=True):
             difference = np.abs(ours.numpy() - theirs).max()
             largest = max(largest, float(np.nan_to_num(difference, nan=np.inf)))

@@ -79,8 +79,8 @@ class BatchRenorm(nn.Module):
 class LinearRenorm(nn.Linear):
     """A linear layer and its `BatchRenorm`; in eval mode the two are one linear layer."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels)
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, bias)
         self.norm = BatchRenorm(out_channels)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -88,4 +88,6 @@ class LinearRenorm(nn.Linear):
         if self.training:
             return self.norm(super().forward(rows))
         scale, shift = self.norm.inference_affine()
-        return F.linear(rows, self.weight * scale[:, None], self.bias * scale + shift)
+        if self.bias is not None:
+            shift = self.bias * scale + shift
+        return F.linear(rows, self.weight * scale[:, None], shift)

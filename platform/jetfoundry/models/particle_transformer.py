@@ -6,12 +6,12 @@ The way of a batch (B jets, P particles, F features, D model dim, H heads, N pai
 2. vectors (B, 4, P) -> pair features (N, 4) of the lower triangle -> per-pair network (N, H), the same for
    (a, b) and (b, a) -> attention bias (B, H, P, P), shared by all particle blocks
 3. particle blocks: every particle looks at every other -> (B, P, D)
-4. class blocks: one learned token reads the particles -> norm -> latent (B, D)
-5. head: latent -> logits (B, C)
+4. class blocks: learned tokens, one or a few, read the particles -> norm -> one latent (B, D) for each
+5. heads: latent -> logits (B, C), and what further tasks want (`tasks.py`)
 
 Decided here: the content of padded slots never matters (it is zeroed first, NaN included); pair features carry no
-gradient to the four-vectors (ln deltaR of a particle with itself has none); tokens are read out by a module of
-their own, so that a second class token is a second `ClassReadout`.
+gradient to the four-vectors (ln deltaR of a particle with itself has none); the names of weights do not depend on
+how many tasks there are: the first task's stay `readout.*` and `head.*`, others come under `readouts` and `heads`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from jetfoundry import config as cfg
+from jetfoundry.loading.batch import INPUTS
 from jetfoundry.models.attention import BlockConfig, ClassBlock, Dropout, ParticleBlock, linear, mask_bias
 from jetfoundry.models.normalisation import BatchRenorm, LinearRenorm
 from jetfoundry.models.pair_features import PAIR_FEATURES, kinematics, pair_features
+from jetfoundry.models.tasks import TaskConfig, token_groups
 
 __all__ = ["ClassReadout", "PairEmbedding", "ParTConfig", "ParticleEmbedding", "ParticleTransformer"]
 
@@ -53,6 +55,8 @@ class ParTConfig:
     scale_fc: bool = cfg.option(True, "norm inside the feed-forward network")
     scale_heads: bool = cfg.option(True, "one learned factor per head")
     scale_resids: bool = cfg.option(True, "one learned factor per residual channel")
+    pair_activation: bool = cfg.option(True, "GELU after the last pair layer (weaver: not use_pre_activation_pair)")
+    tasks: tuple[TaskConfig, ...] = cfg.option((), "heads and their class tokens; none given = one classification")
 
     def __post_init__(self) -> None:
         widths = (*self.embed_dims, *self.pair_embed_dims, *self.fc_dims)
@@ -67,6 +71,15 @@ class ParTConfig:
             if not 0 <= getattr(self, name) < 1:
                 msg = f"{name}={getattr(self, name)} must be in [0, 1)"
                 raise ValueError(msg)
+        token_groups(self.all_tasks)
+        if self.all_tasks[0].outputs not in (0, self.num_classes):
+            msg = f"tasks: the first task classifies: wanted outputs 0 or {self.num_classes}, got "
+            raise ValueError(msg + str(self.all_tasks[0].outputs))
+
+    @property
+    def all_tasks(self) -> tuple[TaskConfig, ...]:
+        """`tasks`, or the one that stands for none."""
+        return self.tasks or (TaskConfig(),)
 
     @property
     def dim(self) -> int:
@@ -116,12 +129,14 @@ class ParticleEmbedding(nn.Module):
 class PairEmbedding(nn.Module):
     """Per-pair network: batch norm, then (linear, batch norm, GELU) for each width; the last width is H."""
 
-    def __init__(self, widths: Sequence[int]) -> None:
+    def __init__(self, widths: Sequence[int], last_activation: bool) -> None:
         super().__init__()
         self.norm = BatchRenorm(len(PAIR_FEATURES))
         self.layers = nn.Sequential()
         for inner, outer in pairwise((len(PAIR_FEATURES), *widths)):
             self.layers.extend((LinearRenorm(inner, outer), nn.GELU()))
+        if not last_activation:
+            self.layers.pop(-1)
 
     def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """(B, 4, P) and mask (B, 1, P) -> attention bias (B, H, P, P), very negative where the key is padding."""
@@ -148,52 +163,81 @@ class PairEmbedding(nn.Module):
 
 
 class ClassReadout(nn.Module):
-    """A learned class token that reads the particles through class blocks: one per task."""
+    """Learned class tokens that read the particles, and each other, through class blocks."""
 
-    def __init__(self, block: BlockConfig, num_layers: int) -> None:
+    def __init__(self, block: BlockConfig, num_layers: int, num_tokens: int = 1) -> None:
         super().__init__()
-        self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(block.dim), std=0.02))
+        shape = (block.dim,) if num_tokens == 1 else (num_tokens, block.dim)
+        self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
         self.blocks = nn.ModuleList(ClassBlock(block) for _ in range(num_layers))
         self.norm = nn.LayerNorm(block.dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Particle tokens (B, P, D) and mask (B, 1, P) -> latent (B, D)."""
-        bias = mask_bias(nn.functional.pad(mask, (1, 0), value=True), x.dtype)[:, None]  # (B, 1, 1, 1 + P)
-        token = self.token.expand(x.shape[0], 1, -1)
+        """Particle tokens (B, P, D) and mask (B, 1, P) -> latents (B, T, D) of the T class tokens."""
+        tokens = self.token.expand(x.shape[0], -1, -1) if self.token.ndim > 1 else self.token.expand(x.shape[0], 1, -1)
+        bias = mask_bias(nn.functional.pad(mask, (tokens.shape[1], 0), value=True), x.dtype)[:, None]  # (B, 1, 1, T+P)
         for block in self.blocks:
-            token = block(token, x, bias)
-        return self.norm(token).squeeze(1)
+            tokens = block(tokens, x, bias)
+        return self.norm(tokens)
 
 
 class ParticleTransformer(nn.Module):
     """Jets to logits; see the module docstring for the steps."""
+
+    inputs = INPUTS
 
     def __init__(self, config: ParTConfig) -> None:
         super().__init__()
         self.config = config
         block = config.block(config.dropout, config.attention_dropout, config.activation_dropout)
         self.embed = ParticleEmbedding(config.input_dim, config.embed_dims)
-        self.pair_embed = PairEmbedding((*config.pair_embed_dims, config.num_heads))
+        self.pair_embed = PairEmbedding((*config.pair_embed_dims, config.num_heads), config.pair_activation)
         self.blocks = nn.ModuleList(ParticleBlock(block, depth) for depth in range(1, config.num_layers + 1))
-        self.readout = ClassReadout(config.block(*(config.class_dropout,) * 3), config.num_class_layers)
-        self.head = nn.Sequential()
-        for inner, outer in pairwise((config.dim, *config.fc_dims)):
-            self.head.extend((linear(inner, outer), nn.ReLU(), Dropout(config.fc_dropout)))
-        self.head.append(linear((config.dim, *config.fc_dims)[-1], config.num_classes))
+        class_block = config.block(*(config.class_dropout,) * 3)
+        readouts = {
+            name: ClassReadout(class_block, config.num_class_layers, len(tokens))
+            for name, tokens in token_groups(config.all_tasks).items()
+        }
+        heads = {task.name: self._head(task) for task in config.all_tasks}
+        self.readout, self.head = readouts.pop(next(iter(readouts))), heads.pop(next(iter(heads)))
+        self.readouts, self.heads = nn.ModuleDict(readouts), nn.ModuleDict(heads)
+
+    def _head(self, task: TaskConfig) -> nn.Sequential:
+        widths = (self.config.dim, *(self.config.fc_dims if task.head is None else task.head))
+        head = nn.Sequential()
+        for inner, outer in pairwise(widths):
+            head.extend((linear(inner, outer), nn.ReLU(), Dropout(self.config.fc_dropout)))
+        return head.append(linear(widths[-1], task.outputs or self.config.num_classes))
 
     def forward(self, features: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
         """Logits (B, C) of features (B, F, P), vectors (B, 4, P) in GeV and mask (B, 1, P), True for real."""
         return self.head(self.latent(features, vectors, mask))
 
     def latent(self, features: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
-        """The class token after the last norm, (B, D): what downstream tasks are trained on."""
-        return self.readout(self.encode(features, vectors, mask), mask.bool())
+        """The first task's class token after the last norm, (B, D): what downstream tasks are trained on."""
+        return self.readout(*self.encode(features, vectors, mask))[:, 0]
 
-    def encode(self, features: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
-        """Particle tokens (B, P, D) after the particle blocks."""
+    def latents(self, features: Tensor, vectors: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Every class token after its last norm by name, (B, D) each; the first is `latent`."""
+        x, mask = self.encode(features, vectors, mask)
+        groups = token_groups(self.config.all_tasks).values()
+        return {
+            token: latent
+            for tokens, readout in zip(groups, (self.readout, *self.readouts.values()), strict=True)
+            for token, latent in zip(tokens, readout(x, mask).unbind(1), strict=True)
+        }
+
+    def outputs(self, features: Tensor, vectors: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Outputs of every task's head by the task's name, (B, C) each; the first are `forward`'s logits."""
+        latents = self.latents(features, vectors, mask)
+        heads = (self.head, *self.heads.values())
+        return {task.name: head(latents[task.reads]) for task, head in zip(self.config.all_tasks, heads, strict=True)}
+
+    def encode(self, features: Tensor, vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Particle tokens (B, P, D) after the particle blocks, and the mask (B, 1, P) of those to read."""
         mask = mask.bool()
         x = self.embed(features, mask)
         bias = self.pair_embed(vectors, mask)
         for block in self.blocks:
             x = block(x, bias)
-        return x
+        return x, mask

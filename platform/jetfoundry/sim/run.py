@@ -165,8 +165,7 @@ def _make(
                 try:
                     metadata = dict(ray.get(ready))
                 except ray.exceptions.RayTaskError as error:
-                    if isinstance(error.cause, JetFoundryError):  # the user's fault, without Ray's traceback around it
-                        raise error.cause from None
+                    ray_session.raise_own(error)
                     raise
                 except ray.exceptions.RayActorError as error:
                     deaths[shard] += 1

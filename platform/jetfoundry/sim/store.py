@@ -24,6 +24,8 @@ __all__ = ["TREE", "read_metadata", "sample_text", "write_shard"]
 
 TREE = "tree"
 
+_ZLIB = uproot.ZLIB(1)
+
 _MODES = {"full": "", "no_mpi": ", no MPI", "fast": ", no MPI, no ISR"}
 
 
@@ -32,8 +34,14 @@ def sample_text(mode: str) -> str:
     return f"simulated jets (Pythia 8{_MODES[mode]}, parametrised detector)"
 
 
-def write_shard(path: str | Path, table: pa.Table, metadata: dict[str, Any]) -> None:
-    """Write a table of the 54 columns with its metadata (`mode` in it), atomically."""
+def write_shard(
+    path: str | Path,
+    table: pa.Table,
+    metadata: dict[str, Any],
+    *,
+    compression: uproot.compression.Compression | None = _ZLIB,
+) -> None:
+    """Write a table of the 54 columns with its metadata (`mode` in it), atomically. `compression` is uproot's."""
     branches: dict[str, Any] = {}
     types: dict[str, str] = {}
     for column in COLUMNS:
@@ -45,7 +53,7 @@ def write_shard(path: str | Path, table: pa.Table, metadata: dict[str, Any]) -> 
         short = {column.name: column.name.removeprefix(f"{prefix}_") for column in group}
         types[prefix] = "var * {" + ", ".join(f"{short[c.name]}: {c.kind}" for c in group) + "}"
         branches[prefix] = ak.zip({short[c.name]: _jagged(table[c.name]) for c in group})
-    with files.committed(path) as temporary, uproot.recreate(temporary) as root:
+    with files.committed(path) as temporary, uproot.recreate(temporary, compression=compression) as root:
         tree = root.mktree(TREE, types, title="simulated jets, JetClass-II columns")
         tree.extend(branches)
         root["metadata"] = json.dumps(metadata)

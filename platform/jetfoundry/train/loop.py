@@ -1,10 +1,10 @@
 """The training loop in plain PyTorch: the same under Ray Train, torchrun, in a notebook or on a bare GPU machine.
 
-One step: B jets in micro-batches of equal length classes -> logits -> cross-entropy, averaged over all B -> one
-optimiser step. The loop knows neither files nor Ray: batches come in with their position, checkpoints go out
-through `save`. All state that decides the future (weights, optimiser, step, position in the data) is in the dict
-that `save` gets; `fit(..., state=that)` continues as if nothing had happened. Random numbers of a step (dropout) are
-seeded from (seed, rank, step), so they need no state and do not depend on what ran before.
+A step (step.py) is B jets in micro-batches -> logits -> cross-entropy, averaged over all B -> one update of the
+weights. The loop knows neither files nor Ray: batches come in with their position, checkpoints go out through `save`.
+All state that decides the future (weights, optimiser, step, position in the data) is in the dict that `save` gets;
+`fit(..., state=that)` continues as if nothing had happened. Random numbers of a step (dropout) are seeded from (seed,
+rank, step), so they need no state and do not depend on what ran before.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from jetfoundry import config
-from jetfoundry.errors import InputError
-from jetfoundry.loading.batch import Batch, MicroBatch, Position
-from jetfoundry.train.optim import OptimConfig, build_optimizer, learning_rate_factor
-from jetfoundry.train.timing import PhaseTimer
+from jetfoundry.loading.batch import Batch, Position
+from jetfoundry.train.finite import FiniteWatch, Where, nth_jet
+from jetfoundry.train.optim import OptimConfig
+from jetfoundry.train.schedule import Schedule
+from jetfoundry.train.step import Precision, Step, Stepper, logits_of
+from jetfoundry.train.timing import PhaseTimer, peak_memory
 
 __all__ = ["TrainConfig", "Validation", "fit", "predict"]
 
@@ -35,7 +36,8 @@ class TrainConfig:
     epochs: int = config.option(10, "number of epochs")
     steps_per_epoch: int = config.option(0, "optimiser steps of one epoch, 0 = one pass over the data")
     optim: OptimConfig = config.option(OptimConfig(), "optimiser and schedule")
-    amp: Literal["off", "bf16"] = config.option("off", "automatic mixed precision")
+    amp: Precision = config.option("off", "automatic mixed precision: off, bf16, or fp16 with a loss scaler")
+    compile: bool = config.option(False, "compile the network (torch.compile): slow start, fewer kernels")
     checkpoint_steps: int = config.option(0, "also write a checkpoint every so many steps, 0 = at epoch ends only")
     log_steps: int = config.option(10, "write a row of metrics every so many steps")
     seed: int = config.option(1, "seed of weights, dropout and data order")
@@ -48,11 +50,17 @@ class TrainConfig:
 
 
 class Validation(NamedTuple):
-    """Mean cross-entropy and accuracy over the validation jets of all workers, and their number."""
+    """Mean cross-entropy and accuracy over the validation jets of all workers, their number, and AUCs by name."""
 
     loss: float
     accuracy: float
     jets: int
+    auc: dict[str, float] = {}  # noqa: RUF012 - nobody writes into it
+
+    def figures(self) -> dict[str, Any]:
+        """As columns of the metrics."""
+        auc = {f"val_auc/{name}": value for name, value in self.auc.items()}
+        return {"val_loss": self.loss, "val_accuracy": self.accuracy, "val_jets": self.jets, **auc}
 
 
 TrainStream = Callable[[Position], contextlib.AbstractContextManager[Iterator[tuple[Batch, Position]]]]
@@ -75,97 +83,82 @@ def fit(
     state: dict[str, Any] | None = None,
     save: Save,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
+    where: Where = nth_jet,
 ) -> dict[str, Any]:
     """Train `model` (bare, or wrapped for data-parallel training) to the end; returns the timing summary: jets/s of
     all `world` workers, and how this worker's time splits.
 
     `state` continues an earlier run. `save(state, metrics)` is called at every epoch's end and every
-    `checkpoint_steps`; `log(row)` every `log_steps` and after each validation.
+    `checkpoint_steps`; `log(row)` every `log_steps` and after each validation. Raises InputError when a loss is not
+    finite, with what `where` says of the first such jet; nothing of that step is logged or saved.
     """
-    bare = getattr(model, "module", model)
-    optimizer = build_optimizer(bare, options.optim)
-    step, position = _restore(state, bare, optimizer)
+    stepper = Stepper(model, options.optim, options.amp, device)
+    step, position = 0, Position()
+    if state is not None:
+        stepper.restore(state)
+        step, position = int(state["step"]), Position(*state["position"])
     total = options.epochs * steps_per_epoch
+    schedule = Schedule(options.optim.schedule, options.optim.warmup, options.epochs, steps_per_epoch)
     timer = PhaseTimer(synchronize=options.sync_timing)
-    loss_sum, jets = torch.zeros((), device=device), 0
+    watch, sums = FiniteWatch(device, where), _Sums(device)
     with train(position) as batches:
         while step < total:
             model.train()
             with timer.phase("data/wait"):
                 batch, position = next(batches)
             torch.manual_seed(_step_seed(options.seed, rank, step))
-            lr = options.optim.lr * learning_rate_factor(step, total, options.optim.warmup)
-            loss_sum += _step(model, batch, optimizer, lr, options, device, timer)
-            jets += batch.size
+            lr = options.optim.lr * schedule(step)
+            done = stepper(batch, lr, timer)
             step += 1
             timer.step_done(batch.size * world)  # all workers make their steps together
+            watch.add(step, batch, done.losses, done.norm)
+            sums.add(done, batch.size)
             epoch_done = step % steps_per_epoch == 0
-            if step % options.log_steps == 0 or epoch_done:
-                row = {"step": step, "epoch": step / steps_per_epoch, "lr": lr, "loss": _mean(loss_sum, jets, step)}
-                log({**row, "jets_per_s": timer.summary()["jets_per_s"], "position": list(position)})
-                loss_sum, jets = torch.zeros((), device=device), 0
+            saving = epoch_done or (options.checkpoint_steps and step % options.checkpoint_steps == 0)
+            if saving or step % options.log_steps == 0:
+                watch.settle()
+            if epoch_done or step % options.log_steps == 0:
+                row = {"step": step, "epoch": step / steps_per_epoch, "lr": lr, **sums.means()}
+                log({**row, **_resources(timer, world, batch, device), "position": list(position)})
+                sums = _Sums(device)
             metrics: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
             if epoch_done:
-                result = validate(model)
-                metrics |= {"val_loss": result.loss, "val_accuracy": result.accuracy, "val_jets": result.jets}
+                metrics |= validate(stepper.judged).figures()
                 log(metrics)
-            if epoch_done or (options.checkpoint_steps and step % options.checkpoint_steps == 0):
-                save(_state(bare, optimizer, step, position), metrics)
+            if saving:
+                save(stepper.state() | {"step": step, "position": list(position)}, metrics)
     return timer.summary()
 
 
-def _step(
-    model: nn.Module,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    lr: float,
-    options: TrainConfig,
-    device: torch.device,
-    timer: PhaseTimer,
-) -> torch.Tensor:
-    """One optimiser step; returns the sum of the cross-entropy over the batch's jets, still on the device."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=device)
-    for i, micro in enumerate(batch.micro):
-        # Workers exchange gradients once per step, with the last micro-batch.
-        last = i == len(batch.micro) - 1
-        quiet: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if not last and isinstance(model, nn.parallel.DistributedDataParallel):
-            quiet = model.no_sync()
-        with quiet:
-            with timer.phase("train/forward"), _autocast(options.amp, device):
-                logits, labels = _logits(model, micro, device)
-                loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
-            with timer.phase("train/backward"):
-                (loss / batch.size).backward()
-        total += loss.detach()
-    with timer.phase("train/optimizer"):
-        if options.optim.clip_norm > 0:
-            nn.utils.clip_grad_norm_(model.parameters(), options.optim.clip_norm)
-        optimizer.step()
-    return total
+class _Sums:
+    """Sums over the steps since the last row of metrics, on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.values, self.jets, self.steps = torch.zeros(3, device=device), 0, 0
+
+    def add(self, done: Step, jets: int) -> None:
+        self.values += torch.stack((done.losses.sum(), done.right, done.norm))
+        self.jets += jets
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        loss, right, norm = self.values.tolist()  # the one place where the loop waits for the device
+        return {"loss": loss / self.jets, "accuracy": right / self.jets, "grad_norm": norm / self.steps}
 
 
-def _logits(model: nn.Module, micro: MicroBatch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move one micro-batch to the device and run the network: logits (b, C) and labels (b,)."""
-    inputs = {name: values.to(device, non_blocking=True) for name, values in micro.inputs.items()}
-    logits = model(inputs["pf_features"], inputs["pf_vectors"], inputs["pf_mask"] > 0)
-    return logits, micro.labels.to(device, non_blocking=True)
-
-
-def _autocast(amp: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if amp == "bf16" else contextlib.nullcontext()
-
-
-def _mean(loss_sum: torch.Tensor, jets: int, step: int) -> float:
-    """Mean loss since the last row; the one place where the loop waits for the device."""
-    loss = loss_sum.item() / max(jets, 1)
-    if loss != loss or loss in (float("inf"), float("-inf")):
-        msg = f"the training loss became {loss} in the steps before step {step}; lower the learning rate or look "
-        raise InputError(msg + "for extreme values in the inputs of these steps")
-    return loss
+def _resources(timer: PhaseTimer, world: int, batch: Batch, device: torch.device) -> dict[str, float]:
+    """Speed of all workers and of this one, share of the time that data were waited for, padding, peak memory."""
+    summary = timer.summary()
+    slots = [micro.inputs["pf_mask"] for micro in batch.micro]
+    real = sum(mask.sum().item() for mask in slots)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+    return {
+        "jets_per_s": summary["jets_per_s"],
+        "jets_per_s_worker": summary["jets_per_s"] / world,
+        "data_wait": summary.get("data/wait", 0.0),
+        "padding": 1 - real / sum(mask.numel() for mask in slots),
+        "memory_mib": round(peak / 2**20),
+    }
 
 
 def predict(
@@ -175,26 +168,8 @@ def predict(
     model.eval()
     for batch in batches:
         with torch.inference_mode():
-            parts = [_logits(model, micro, device) for micro in batch.micro]
+            parts = [logits_of(model, micro, device) for micro in batch.micro]
         yield batch, torch.cat([p[0] for p in parts]).float().cpu(), torch.cat([p[1] for p in parts]).cpu()
-
-
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, position: Position) -> dict[str, Any]:
-    """Everything that decides the rest of the run, as tensors and plain types."""
-    return {
-        "weights": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "position": list(position),
-    }
-
-
-def _restore(state: dict[str, Any] | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Position]:
-    if state is None:
-        return 0, Position()
-    model.load_state_dict(state["weights"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"]), Position(*state["position"])
 
 
 def _step_seed(seed: int, rank: int, step: int) -> int:

@@ -1,52 +1,90 @@
-"""AdamW and the learning-rate schedule: linear warm-up, then half a cosine to zero."""
+"""The optimiser: which one, what it leaves alone, and whose learning rate is multiplied.
+
+No weight decay on norms, biases, gains and class tokens: a parameter decays if it has two or more dimensions and is not
+a token. `lr_mult` gives parameters whose name matches a regular expression another learning rate, for fine-tuning.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import re
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from jetfoundry import config
+from jetfoundry.errors import ConfigError, nearest
+from jetfoundry.train.ranger import Ranger
+from jetfoundry.train.schedule import Shape
 
-__all__ = ["OptimConfig", "build_optimizer", "learning_rate_factor"]
+__all__ = ["OptimConfig", "build_optimizer", "set_learning_rate"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Optimiser and schedule."""
 
+    name: Literal["adamw", "radam", "ranger"] = config.option("adamw", "ranger = RAdam + Lookahead, weaver's default")
+    schedule: Shape = config.option("cosine", "course of the learning rate, see train/schedule.py")
     lr: float = config.option(1e-3, "peak learning rate")
+    lr_mult: dict[str, Any] = config.option({}, "factors on it by parameter name, e.g. {'blocks\\..*': 0.1}")
     weight_decay: float = config.option(0.01, "decoupled weight decay; never on norms, biases, class tokens, gains")
-    betas: tuple[float, ...] = config.option((0.9, 0.99), "AdamW's running-average factors")
+    betas: tuple[float, ...] = config.option((), "running-average factors; none = (0.9, 0.99), ranger (0.95, 0.999)")
+    eps: float = config.option(0.0, "added to the denominator; 0 = 1e-8, ranger 1e-5")
     warmup: float = config.option(0.05, "share of all steps in which the learning rate rises linearly from 0")
     clip_norm: float = config.option(1.0, "largest norm of the gradient, 0 = no clipping")
+    ema: float = config.option(0.0, "decay of an exponential average of the weights, which is validated; 0 = none")
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or not 0 <= self.warmup < 1 or len(self.betas) != 2:
-            msg = f"wanted lr > 0, 0 <= warmup < 1, two betas; got {self.lr}, {self.warmup}, {self.betas}"
-            raise ValueError(msg)
+        if self.lr <= 0 or not 0 <= self.warmup < 1 or len(self.betas) not in (0, 2) or not 0 <= self.ema < 1:
+            msg = f"wanted lr > 0, 0 <= warmup < 1, two betas, 0 <= ema < 1; got {self.lr}, {self.warmup}, "
+            raise ValueError(msg + f"{self.betas}, {self.ema}")
+        for pattern, factor in self.lr_mult.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                msg = f"lr_mult: {pattern!r} is not a regular expression: {error}"
+                raise ValueError(msg) from error
+            if isinstance(factor, bool) or not isinstance(factor, int | float) or factor < 0:
+                msg = f"lr_mult: wanted a factor >= 0 for {pattern!r}, got {factor!r}"
+                raise ValueError(msg)
 
 
-def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on weight matrices only (parameters with two or more dimensions that are not tokens)."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim >= 2 and "token" not in name else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.betas[0], optim.betas[1]))
+def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser for all parameters of `model` that want a gradient. Each of its groups has a `factor` on the
+    learning rate: that of the first pattern of `lr_mult` which matches the whole name, else 1.
 
-
-def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Factor on the peak learning rate at optimiser step `step` (from 0) of `total`.
-
-    >>> [round(learning_rate_factor(s, 10, 0.2), 2) for s in (0, 1, 2, 6, 10)]
-    [0.5, 1.0, 1.0, 0.5, 0.0]
+    Raises ConfigError, with the nearest names, for a pattern that matches nothing.
     """
-    rising = max(1, round(total * warmup)) if warmup > 0 else 0
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - rising) / max(1, total - rising))))
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    used = set()
+    for name, parameter in named:
+        pattern = next((pattern for pattern in optim.lr_mult if re.fullmatch(pattern, name)), None)
+        used.add(pattern)
+        decay = optim.weight_decay if parameter.ndim >= 2 and "token" not in name.split(".")[-1] else 0.0
+        factor = 1.0 if pattern is None else float(optim.lr_mult[pattern])
+        groups.setdefault((decay, factor), []).append(parameter)
+    for pattern in optim.lr_mult:
+        if pattern not in used:
+            msg = f"train.optim.lr_mult: {pattern!r} matches no parameter; {nearest(pattern, [n for n, _ in named])}"
+            raise ConfigError(msg)
+    params: list[dict[str, Any]] = [
+        {"params": members, "weight_decay": decay, "factor": factor}
+        for (decay, factor), members in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
+    if optim.name == "ranger":
+        first, second = optim.betas or (0.95, 0.999)
+        return Ranger(params, optim.lr, (first, second), optim.eps or 1e-5)
+    first, second = optim.betas or (0.9, 0.99)
+    if optim.name == "radam":
+        return torch.optim.RAdam(params, optim.lr, (first, second), optim.eps or 1e-8, decoupled_weight_decay=True)
+    fused = all(parameter.is_cuda for _, parameter in named)
+    return torch.optim.AdamW(params, optim.lr, (first, second), optim.eps or 1e-8, fused=fused)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Let every group learn at `lr` times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"]

@@ -14,20 +14,17 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jetfoundry import config, files, ray_session
+from jetfoundry.data.layouts import Layout, load_layout
 from jetfoundry.data.shards import open_shards
 from jetfoundry.errors import ConfigError, InputError, nearest
-from jetfoundry.features.data_config import KNOWN_COLUMNS
 from jetfoundry.features.transform import DataConfig, load_data_config
-from jetfoundry.loading.batch import INPUTS
+from jetfoundry.loading.batch import CHANNELS
 from jetfoundry.loading.data_statistics import complete
 from jetfoundry.loading.loader import uses_per_pass
 from jetfoundry.loading.pieces import JetFiles, JetSet, is_shard_folder, open_jet_set
 from jetfoundry.loading.sampling import balance_of
-from jetfoundry.models.particle_transformer import ParTConfig
-from jetfoundry.models.presets import PRESETS
+from jetfoundry.models.presets import MODELS, configure, model_name
 from jetfoundry.train.metrics_log import progress_bar
 from jetfoundry.train.ray_worker import train_worker
 from jetfoundry.train.recipe import MAY_CHANGE, Recipe, WorkersConfig
@@ -35,21 +32,22 @@ from jetfoundry.train.recipe import MAY_CHANGE, Recipe, WorkersConfig
 __all__ = ["model_config", "plan", "pretrain", "steps_per_epoch"]
 
 
-def model_config(recipe: Recipe, data: DataConfig) -> ParTConfig:
-    """The preset with the recipe's changes; numbers of input features and classes come from the data YAML."""
-    if recipe.model.preset not in PRESETS:
-        msg = f"model.preset: unknown preset {recipe.model.preset!r}; {nearest(recipe.model.preset, PRESETS)}"
-        raise ConfigError(msg)
-    for name in INPUTS:
+def model_config(recipe: Recipe, data: DataConfig) -> Any:
+    """Configuration of the network: the preset with the recipe's changes; numbers of input features and of classes come
+    from the data YAML. ConfigError if that lacks an input which the network takes."""
+    chosen = recipe.model
+    sizes = {"input_dim": len(data.inputs["pf_features"].vars) if "pf_features" in data.inputs else 1}
+    architecture = configure(chosen.preset, chosen.change, **sizes, num_classes=data.num_classes, name=chosen.name)
+    network: Any = MODELS[model_name(architecture)][1]
+    for name in network.inputs:
         if name not in data.inputs:
             msg = f"{data.where}: inputs: the network needs {name!r}; {nearest(name, data.inputs)}"
             raise ConfigError(msg)
-    rows = [len(data.inputs[name].vars) for name in INPUTS]
-    if rows[1:] != [4, 1]:
-        msg = f"{data.where}: inputs: wanted 4 variables in pf_vectors and 1 in pf_mask, got {rows[1]} and {rows[2]}"
-        raise ConfigError(msg)
-    tree = config.to_dict(PRESETS[recipe.model.preset]) | recipe.model.change
-    return config.build(ParTConfig, tree | {"input_dim": rows[0], "num_classes": data.num_classes}, "model.change")
+        wanted, got = CHANNELS.get(name, 0), len(data.inputs[name].vars)
+        if wanted and got != wanted:
+            msg = f"{data.where}: inputs: wanted {wanted} variables in {name}, got {got}"
+            raise ConfigError(msg)
+    return architecture
 
 
 def steps_per_epoch(recipe: Recipe, jets: JetSet, data: DataConfig) -> int:
@@ -66,10 +64,17 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     Jets are read for what the data YAML leaves to the data, and of files that were not ingested to count the classes.
     Raises InputError or ConfigError, before anything is written or started.
     """
-    known = _known_columns(recipe.data)
+    layout = load_layout(recipe.schema)
+    known = _known_columns(recipe.data, layout)
     raw = load_data_config(recipe.features, known=known, scheme=recipe.labels)
-    counted = raw.labels.scheme is not None
-    train, val = (open_jet_set(recipe.data, split, columns=raw.columns, count=counted) for split in ("train", "val"))
+    if not raw.num_classes:
+        targets = ", ".join(raw.labels.formulas)
+        msg = f"{raw.where}: labels: no classes to train on, only {targets}; name a label scheme in "
+        msg += "the recipe, e.g. labels=sophon188, or give labels of type simple"
+        raise ConfigError(msg)
+    how: dict[str, Any] = {"columns": raw.columns, "layout": layout}
+    how["count"] = raw.labels.scheme is not None or balance_of(recipe.sampling, raw) in ("classes", "groups")
+    train, val = (open_jet_set(recipe.data, split, **how) for split in ("train", "val"))
     for jets in (train, val):
         if not jets.rows:
             msg = f"{recipe.data}: the {jets.split} split holds no jets; ingest more, or with other split fractions"
@@ -82,15 +87,18 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         weights=balance_of(recipe.sampling, raw) == "yaml",
         skip_empty=recipe.sampling.empty_classes == "skip",
     )
-    data = load_data_config(yaml.safe_load(text), known=known, scheme=recipe.labels)
+    data = load_data_config(config.parse_yaml(text, recipe.features), known=known, scheme=recipe.labels)
     uses_per_pass(train, data, recipe.sampling)
+    architecture = model_config(recipe, data)
     spec = {
         # Workers change directory and may run on another machine: absolute paths, and the YAML's text itself.
         "recipe": config.to_dict(recipe) | {"data": str(Path(recipe.data).resolve())},
         "data_yaml": text,
-        "model": config.to_dict(model_config(recipe, data)),
+        "model": config.to_dict(architecture),
+        "model_name": model_name(architecture),
         "steps_per_epoch": steps_per_epoch(recipe, train, data),
         "manifest_hash": train.manifest_hash,
+        "sample": train.sample,
         "files": {"train": train, "val": val} if isinstance(train, JetFiles) else None,
     }
     identity = {
@@ -102,10 +110,10 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     return spec | {"identity": identity, "classes": list(data.classes)}
 
 
-def _known_columns(data: str) -> Collection[str]:
-    """The columns that formulas may read: those of the shards, JetClass-II's else."""
+def _known_columns(data: str, layout: Layout) -> Collection[str]:
+    """The columns that formulas may read: those of the shards, of the layout else."""
     stored = open_shards(data, "train").columns if is_shard_folder(data) else ()
-    return {*stored, "source_file", "source_entry"} if stored else KNOWN_COLUMNS
+    return {*(stored or (column.name for column in layout.columns)), "source_file", "source_entry"}
 
 
 def pretrain(recipe: Recipe, run: Path, spec: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import distributed, nn
 from torch.nn import functional
 
@@ -26,11 +25,13 @@ from jetfoundry.features.transform import load_data_config
 from jetfoundry.loading.batch import Batch, Position
 from jetfoundry.loading.loader import every_jet, prefetched, resumed, training_batches
 from jetfoundry.loading.pieces import JetSet
+from jetfoundry.loading.provenance import describe_jet
 from jetfoundry.models.checkpoints import load_state, save_model, save_state
-from jetfoundry.models.particle_transformer import ParTConfig, ParticleTransformer
+from jetfoundry.models.presets import MODELS, build
 from jetfoundry.train.loop import Save, TrainStream, Validation, fit, predict
 from jetfoundry.train.metrics_log import MetricsLog
 from jetfoundry.train.recipe import Recipe
+from jetfoundry.train.step import judged_weights
 
 __all__ = ["train_worker"]
 
@@ -47,10 +48,13 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(recipe.train.seed)
     device = ray.train.torch.get_device()
-    data = load_data_config(yaml.safe_load(spec["data_yaml"]), known=None, scheme=recipe.labels)
+    data = load_data_config(config.parse_yaml(spec["data_yaml"], recipe.features), known=None, scheme=recipe.labels)
     train, val = (_jets(spec, split) for split in ("train", "val"))
-    architecture = config.build(ParTConfig, spec["model"])
-    model = ray.train.torch.prepare_model(ParticleTransformer(architecture))
+    architecture = config.build(MODELS[spec["model_name"]][0], spec["model"])
+    network = build(architecture)
+    if recipe.train.compile:
+        network.compile(dynamic=True)
+    model = ray.train.torch.prepare_model(network)
     state = _last_state(spec["identity"])
     steps_per_epoch = spec["steps_per_epoch"]
     if state:
@@ -76,6 +80,7 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
         state=state,
         save=_reporter(spec | {"steps_per_epoch": steps_per_epoch}, recipe.labels, architecture, share["rank"], device),
         log=log or (lambda row: None),
+        where=lambda batch, index: describe_jet(batch, index, data),
     )
     if log:
         log.close()
@@ -116,7 +121,7 @@ def _stream(batches: Any, depth: int) -> TrainStream:
     return opened
 
 
-def _reporter(spec: dict[str, Any], labels: str, architecture: ParTConfig, rank: int, device: torch.device) -> Save:
+def _reporter(spec: dict[str, Any], labels: str, architecture: Any, rank: int, device: torch.device) -> Save:
     """What hands a checkpoint to Ray Train: rank 0 writes it, every rank reports, which is a barrier."""
     import ray.train
 
@@ -131,9 +136,9 @@ def _reporter(spec: dict[str, Any], labels: str, architecture: ParTConfig, rank:
             if rank == 0:
                 save_model(
                     Path(folder) / "model.pt",
-                    model_name="particle_transformer",
+                    model_name=spec["model_name"],
                     model_config=architecture,
-                    weights=state["weights"],
+                    weights=judged_weights(state),
                     classes=spec["classes"],
                     data_yaml=spec["data_yaml"],
                     meta=meta | figures,

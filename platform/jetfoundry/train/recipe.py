@@ -27,7 +27,8 @@ rest of the pass is then dealt to fewer or more of them, in steps of fewer or mo
 class ModelConfig:
     """Which network."""
 
-    preset: str = config.option("demo", "width preset of the Particle Transformer: demo, sophon")
+    preset: str = config.option("demo", "named configuration: demo, sophon, sophon_pp, particle_net, …")
+    name: str = config.option("", "architecture that the preset must be of, '' = any: particle_transformer, …")
     change: dict[str, Any] = config.option({}, "single fields of the preset to change, e.g. {num_layers: 4}")
 
 
@@ -60,7 +61,10 @@ class PrepareConfig:
 class Recipe:
     """Everything that decides a pre-training run."""
 
-    data: str = config.option("data/sim/shards", "folder of shards made by jobs/ingest.py, or ROOT files")
+    data: str = config.option(
+        "data/sim/shards", "folder of shards made by jobs/ingest.py; or ROOT and Parquet files: paths, patterns, URLs"
+    )
+    schema: str = config.option("", "schema YAML of files that were not ingested; '' = JetClass-II")
     features: str = config.option("datasets/jetclass2.yaml", "data YAML (weaver's schema)")
     labels: str = config.option("sophon188", "sophon188, sophon42, binary:<A> vs <B>; '' = what the data YAML says")
     run: str = config.option("runs/pretrain", "run folder")

@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import resource
+import sys
 import time
 from collections.abc import Iterator
 
 import torch
 
-__all__ = ["PhaseTimer"]
+__all__ = ["PhaseTimer", "peak_memory"]
+
+
+def peak_memory() -> int:
+    """The most memory that this process ever had [bytes]."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class PhaseTimer:

@@ -1,0 +1,124 @@
+"""One optimiser step: micro-batches forward and backward, gradients clipped, weights updated.
+
+The loss of a batch of B jets is the mean of their cross-entropies, whatever the micro-batches: each adds its part to
+the gradient (which is gradient accumulation: a batch may be larger than memory holds at once), and workers exchange
+gradients once, with the last one. Lower precision is torch's automatic one; bf16 needs no scaling, fp16 has a scaler,
+whose skipped steps (gradients that overflow while it looks for its scale) are no error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from jetfoundry.loading.batch import Batch, MicroBatch
+from jetfoundry.train.optim import OptimConfig, build_optimizer, set_learning_rate
+from jetfoundry.train.timing import PhaseTimer
+
+__all__ = ["Precision", "Step", "Stepper", "autocast", "judged_weights", "logits_of"]
+
+Precision = Literal["off", "bf16", "fp16"]
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Step(NamedTuple):
+    """What a step was: cross-entropy of each jet (B,) in the batch's order, number of right answers, norm of the
+    gradient before it was clipped. All on the device."""
+
+    losses: torch.Tensor
+    right: torch.Tensor
+    norm: torch.Tensor
+
+
+class Stepper:
+    """The model with what changes its weights: optimiser, loss scaler, average of the weights."""
+
+    def __init__(self, model: nn.Module, optim: OptimConfig, precision: Precision, device: torch.device) -> None:
+        self.model, self.optim, self.precision, self.device = model, optim, precision, device
+        self.bare = getattr(model, "module", model)
+        self.optimizer = build_optimizer(self.bare, optim)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.average: AveragedModel | None = None
+        if optim.ema:
+            self.average = AveragedModel(self.bare, multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network to validate and to keep: the average of the weights, if there is one."""
+        return self.bare if self.average is None else self.average.module
+
+    def __call__(self, batch: Batch, lr: float, timer: PhaseTimer) -> Step:
+        """Make one step at learning rate `lr`."""
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses, right = [], torch.zeros((), device=self.device)
+        for number, micro in enumerate(batch.micro, 1):
+            quiet: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+            if number < len(batch.micro) and isinstance(self.model, nn.parallel.DistributedDataParallel):
+                quiet = self.model.no_sync()
+            with quiet:
+                with timer.phase("train/forward"), autocast(self.precision, self.device):
+                    logits, labels = logits_of(self.model, micro, self.device)
+                    own = functional.cross_entropy(logits.float(), labels, reduction="none")
+                with timer.phase("train/backward"):
+                    self.scaler.scale(own.sum() / batch.size).backward()
+            losses.append(own.detach())
+            right += (logits.detach().argmax(1) == labels).sum()
+        with timer.phase("train/optimizer"):
+            norm = self._update()
+        return Step(torch.cat(losses), right, norm)
+
+    def _update(self) -> torch.Tensor:
+        self.scaler.unscale_(self.optimizer)
+        limit = self.optim.clip_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.bare)
+        # While fp16 looks for its scale, gradients overflow and the step is skipped.
+        return torch.nan_to_num(norm, posinf=0.0) if self.scaler.is_enabled() else norm
+
+    def state(self) -> dict[str, Any]:
+        """All that decides the next step, as tensors and plain types."""
+        state = {"weights": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned, with the same options."""
+        self.bare.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+
+def logits_of(model: nn.Module, micro: MicroBatch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move one micro-batch to the device and run the network on its `inputs`: logits (b, C) and labels (b,)."""
+    inputs, labels = micro.to(device)
+    network: Any = getattr(model, "module", model)
+    *values, mask = (inputs[name] for name in network.inputs)
+    return model(*values, mask > 0), labels
+
+
+def judged_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights that were validated, of a state of `Stepper`: their average, if there is one."""
+    if "average" not in state:
+        return dict(state["weights"])
+    return {name.removeprefix("module."): values for name, values in state["average"].items() if name != "n_averaged"}
+
+
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Automatic mixed precision, or nothing."""
+    return torch.autocast(device.type, dtype=_DTYPES[precision]) if precision != "off" else contextlib.nullcontext()
