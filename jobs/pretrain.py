@@ -68,7 +68,8 @@ def main(recipe: Recipe) -> int:
     with ray_session.session(recipe.ray.address, recipe.ray.num_cpus, recipe.ray.object_store_gb):
         prepare(recipe)
         spec = plan(recipe)
-        discriminants_of(spec["classes"], recipe.discriminants)
+        chosen = discriminants_of(spec["classes"], recipe.discriminants)
+        spec["discriminants"] = [[d.name, d.signal, d.background, d.weights] for d in chosen]
         run = runs.open_run(recipe.run, recipe, MAY_CHANGE)
         sample = recipe.sample or spec["sample"]
         done = files.read_json(run / "summary.json") if (run / "summary.json").exists() else {}

@@ -115,7 +115,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_committed(tmp_path, make_je
 def _damage_basket(path: Path, name: str, number: int) -> None:
     """Overwrite the second half of one compressed basket of one branch."""
     with open_jets(path) as reader:
-        branch = reader.handle[name]
+        branch = reader.handle()[name]
         start, size = (int(branch.member(key)[number]) for key in ("fBasketSeek", "fBasketBytes"))
     with path.open("r+b") as stream:
         stream.seek(start + size // 2)

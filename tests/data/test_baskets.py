@@ -27,12 +27,12 @@ COMPRESSIONS = {
 def test_every_compression_gives_what_uproot_gives(name, tmp_path, make_jets, write_root):
     path = write_root(tmp_path / "jets.root", make_jets(300), cluster=70, compression=COMPRESSIONS[name])
     with open_jets(path) as reader:
-        known = baskets.flat_branches(reader.handle, NAMES)
+        known = baskets.flat_branches(reader.handle(), NAMES)
         assert set(NAMES) <= known.keys()  # none is left to uproot
         for start, stop in ((0, 300), (65, 145), (70, 70)):
             table = reader.read(start, stop)
             for column in schema.COLUMNS:
-                wanted = reader.handle[column.name].array(entry_start=start, entry_stop=stop)
+                wanted = reader.handle()[column.name].array(entry_start=start, entry_stop=stop)
                 assert table[column.name].to_pylist() == wanted.to_list()
 
 
@@ -117,7 +117,7 @@ def test_a_vector_that_does_not_fit_its_basket_is_refused():
 def test_a_counter_that_disagrees_with_its_lists_is_damage_not_a_shift(tmp_path, make_jets, write_root):
     path = write_root(tmp_path / "jets.root", make_jets(50), compression=None)
     with open_jets(path) as reader:
-        counter = reader.handle["npart_px"]
+        counter = reader.handle()["npart_px"]
         seek, size = (int(counter.member(key)[0]) for key in ("fBasketSeek", "fBasketBytes"))
     with path.open("r+b") as stream:
         stream.seek(seek + size - 1)  # the last count

@@ -52,12 +52,12 @@ def test_what_root_wrote_is_read_to_the_last_value(name, start, stop):
 @pytest.mark.parametrize("name", ["vectors", "counters", "merged"])
 def test_branches_of_cpp_vectors_and_counted_arrays_are_not_left_to_uproot(name):
     with open_jets(FILES / f"{name}.root", layout=LAYOUT) as reader:
-        assert {*LISTS, *NUMBERS} <= baskets.flat_branches(reader.handle, [*LISTS, *NUMBERS]).keys()
+        assert {*LISTS, *NUMBERS} <= baskets.flat_branches(reader.handle(), [*LISTS, *NUMBERS]).keys()
 
 
 def test_baskets_that_root_merged_keep_their_five_compressions():
     with open_jets(FILES / "merged.root", layout=LAYOUT) as reader:
-        branch = reader.handle["part_px"]
+        branch = reader.handle()["part_px"]
         places = [(int(branch.member("fBasketSeek")[i]), i) for i in range(branch.num_baskets)]
         data = (FILES / "merged.root").read_bytes()
         heads = {data[seek + branch.basket_key(i).fKeylen :][:2] for seek, i in places}

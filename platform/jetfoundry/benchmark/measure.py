@@ -17,6 +17,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -134,12 +135,20 @@ def _child(pipe: multiprocessing.connection.Connection, side: Side) -> None:
         cpu, wall = _cpu_seconds(), time.perf_counter()
         jets = side.run(state)
         cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        pipe.send((jets, cpu, wall, peak))
+        pipe.send((jets, cpu, wall, _peak()))
     except Exception:  # whatever it is belongs into the parent's message
         pipe.send(traceback.format_exc())
     finally:
         pipe.close()
+
+
+def _peak() -> float:
+    """Peak memory of this process [MiB]. Not `getrusage`'s: that one outlives fork and exec."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def _cpu_seconds() -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,7 @@ __all__ = ["root_files", "shard_folder"]
 
 _SIMULATED = 4000
 _PER_FILE = 20_000
+_CLUSTER = 5000  # jets, some 20 MB; ROOT ends a cluster at 30 MB unless told otherwise
 _JITTER = 1e-4
 _COMPRESSIONS = {"zlib": uproot.ZLIB(1), "zstd": uproot.ZSTD(3), "lz4": uproot.LZ4(4)}
 
@@ -36,7 +38,7 @@ _COMPRESSIONS = {"zlib": uproot.ZLIB(1), "zstd": uproot.ZSTD(3), "lz4": uproot.L
 def root_files(cfg: BenchmarkConfig) -> list[Path]:
     """TTree files with `cfg.jets` jets, compressed as `cfg.compression` says."""
     source = [file.path for file in expand(cfg.input)] if cfg.input else _simulated(cfg.work / "simulated")
-    made_of = {"jets": cfg.jets, "source": source, "compression": cfg.compression}
+    made_of = {"jets": cfg.jets, "source": source, "compression": cfg.compression, "cluster": _CLUSTER}
     name = config.fingerprint(made_of)
     folder = cfg.work / f"root-{name}"
     if not (folder / "done.json").exists():
@@ -46,8 +48,8 @@ def root_files(cfg: BenchmarkConfig) -> list[Path]:
         for number, begin in enumerate(range(0, cfg.jets, _PER_FILE)):
             rows = np.arange(begin, min(begin + _PER_FILE, cfg.jets)) % jets.num_rows
             part = _jittered(jets.take(rows), rng)
-            how = _COMPRESSIONS[cfg.compression]
-            write_shard(folder / f"jets-{number:04d}.root", part, {"mode": "full"}, compression=how)
+            how: dict[str, Any] = {"compression": _COMPRESSIONS[cfg.compression], "cluster": _CLUSTER}
+            write_shard(folder / f"jets-{number:04d}.root", part, {"mode": "full"}, **how)
         files.write_json(folder / "done.json", made_of)
     return sorted(folder.glob("*.root"))
 

@@ -74,7 +74,7 @@ class DelphesReader:
         if reader.kind != "ttree":
             msg = f"{reader.path}: wanted a TTree of Delphes, got {reader.kind}"
             raise DamagedFile(msg)
-        self.settings, self.handle = settings, reader.handle
+        self.settings, self.handle = settings, reader.handle()
         self.path, self.tree, self.sample, self.file_index = reader.path, reader.tree, reader.sample, reader.file_index
         self.kind, self.entries = "delphes", reader.entries
         with decoding(f"{self.path}, tree {self.tree}"):

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import os
 import struct
+import types
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,22 +63,87 @@ def open_jets(
             stream = stack.enter_context(remote.open_remote(where, patience)) if remote.is_url(where) else None
             kind = _sniff(where, stream)
             if kind == "parquet":
-                opened = stack.enter_context(pq.ParquetFile(stream or path, page_checksum_verification=True))
-            elif stream:
-                opened = stack.enter_context(uproot.open(stream, **_HOW))
-            else:
-                opened = stack.enter_context(uproot.open(path, handler=uproot.MultithreadedFileSource, **_HOW))
+                parquet = stack.enter_context(pq.ParquetFile(stream or path, page_checksum_verification=True))
+                sample = (parquet.metadata.metadata or {}).get(_SAMPLE.encode(), b"").decode()
         if kind == "parquet":
-            sample = (opened.metadata.metadata or {}).get(_SAMPLE.encode(), b"").decode()
-            yield ParquetReader(kind=kind, tree="", sample=sample, handle=opened, **about)
+            yield ParquetReader(kind=kind, tree="", sample=sample, handle=parquet, **about)
             return
+        opened = functools.cache(lambda: stack.enter_context(_uproot(where, stream)))
+        facts, source = None, None
+        if stream is None:
+            key = _key(path, tree)
+            local = stack.enter_context(Path(path).open("rb", buffering=0))
+            facts, source = _FACTS.get(key), _LocalBytes(local.fileno())
+        if facts is None:
+            facts = _facts(where, tree, opened())
+        handle = functools.cache(lambda: opened()[facts.tree])
+        source = source or handle().file.source
+        yield _RootReader(kind=facts.kind, tree=facts.tree, sample=facts.sample, handle=handle, facts=facts,
+                          source=source, **about)  # fmt: skip
+        if stream is None and facts.kind == "ttree":
+            _FACTS[key] = facts
+            if len(_FACTS) > _REMEMBERED:
+                del _FACTS[next(iter(_FACTS))]
+
+
+@contextlib.contextmanager
+def _uproot(where: str, stream: Any) -> Iterator[Any]:
+    with contextlib.ExitStack() as stack:
         with decoding(where):
-            classes = opened.classnames(cycle=False)
-            sample = str(opened[_SAMPLE]) if classes.get(_SAMPLE) == "TObjString" else ""
-        name = _choose_tree(where, tree, classes, finished=opened.file.fSeekFree > 0)
-        with decoding(f"{where}, tree {name}"):
-            handle = opened[name]
-        yield _RootReader(kind=_TREE_CLASSES[classes[name]], tree=name, sample=sample, handle=handle, **about)
+            how = _HOW if stream else {**_HOW, "handler": uproot.MultithreadedFileSource}
+            opened = stack.enter_context(uproot.open(stream or where, **how))
+        yield opened
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Facts:
+    """What opening a file costs 30 ms to find out: remembered by each process, which meets a file in many units."""
+
+    kind: str
+    tree: str
+    sample: str
+    names: list[str]
+    entries: int
+    clusters: npt.NDArray[np.int64]
+    known: dict[str, Any]  # baskets.flat_branches, as needed
+    unknown: set[str]  # branches that it does not read
+
+
+_FACTS: dict[tuple[str, int, int, str], _Facts] = {}
+_REMEMBERED = 1000
+
+
+def _key(path: str | Path, tree: str) -> tuple[str, int, int, str]:
+    state = Path(path).stat()
+    return str(Path(path).resolve()), state.st_size, state.st_mtime_ns, tree
+
+
+def _facts(where: str, tree: str, opened: Any) -> _Facts:
+    with decoding(where):
+        classes = opened.classnames(cycle=False)
+        sample = str(opened[_SAMPLE]) if classes.get(_SAMPLE) == "TObjString" else ""
+    name = _choose_tree(where, tree, classes, finished=opened.file.fSeekFree > 0)
+    with decoding(f"{where}, tree {name}"):
+        handle, kind = opened[name], _TREE_CLASSES[classes[name]]
+        entries = int(handle.num_entries)
+        if kind == "rntuple":
+            ends = [summary.num_first_entry + summary.num_entries for summary in handle.cluster_summaries]
+        else:
+            ends = handle.common_entry_offsets()
+        clusters = np.unique(np.array([0, *ends, entries], np.int64))
+        names = list(handle.keys(recursive=False))
+    return _Facts(kind=kind, tree=name, sample=sample, names=names, entries=entries, clusters=clusters, known={},
+                  unknown=set())  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _LocalBytes:
+    """Bytes of an open local file, with the one method of uproot's sources that baskets.py needs."""
+
+    descriptor: int
+
+    def chunk(self, begin: int, end: int) -> Any:
+        return types.SimpleNamespace(raw_data=np.frombuffer(os.pread(self.descriptor, end - begin, begin), np.uint8))
 
 
 def _sniff(where: str, stream: Any) -> str:
@@ -122,48 +190,47 @@ def _choose_tree(where: str, wanted: str, classes: dict[str, str], *, finished: 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _RootReader(JetReader):
-    """An open TTree or RNTuple; `handle` is uproot's."""
+    """A TTree or RNTuple; `handle()` is uproot's, opened when it is needed, `source` gives bytes of the file."""
 
-    known: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # baskets.flat_branches, as needed
+    facts: _Facts
+    source: Any
 
     @property
     def names(self) -> list[str]:
-        return list(self.handle.keys(recursive=False))
+        return self.facts.names
 
     @property
     def entries(self) -> int:
-        return int(self.handle.num_entries)
+        return self.facts.entries
 
     def clusters(self) -> npt.NDArray[np.int64]:
-        with decoding(f"{self.path}, tree {self.tree}"):
-            if self.kind == "rntuple":
-                ends = [summary.num_first_entry + summary.num_entries for summary in self.handle.cluster_summaries]
-            else:
-                ends = self.handle.common_entry_offsets()
-        return np.unique(np.array([0, *ends, self.entries], np.int64))
+        return self.facts.clusters
 
     def bytes_per_entry(self, columns: Sequence[str] | None = None, *, round_doubles: bool = False) -> int:
         first = super().bytes_per_entry(columns, round_doubles=round_doubles)
         if self.kind != "ttree":
             return first
-        branches = [self.handle[name] for column in self.layout.select(columns) for name in column.branches]
+        handle = self.handle()
+        branches = [handle[name] for column in self.layout.select(columns) for name in column.branches]
         return -(-sum(int(branch.uncompressed_bytes) for branch in branches) // self.entries)  # of all, not the first
 
     def _flat(self, branches: Sequence[tuple[str, schema.Column]], start: int, stop: int) -> Iterable[FlatColumn]:
-        names = [name for name, _ in branches]
+        names, facts = [name for name, _ in branches], self.facts
         with decoding(f"{self.path}, entries {start}-{stop}"):
             if self.kind == "ttree":
-                self.known.update(baskets.flat_branches(self.handle, [n for n in names if n not in self.known]))
-            direct = [name for name in names if name in self.known]
-            columns = baskets.read_branches(self.handle.file.source, self.known, direct, start, stop)
-            rest = [name for name in names if name not in self.known]
+                new = [name for name in names if name not in facts.known and name not in facts.unknown]
+                facts.known.update(baskets.flat_branches(self.handle(), new) if new else {})
+                facts.unknown.update(name for name in new if name not in facts.known)
+            direct = [name for name in names if name in facts.known]
+            columns = baskets.read_branches(self.source, facts.known, direct, start, stop)
+            rest = [name for name in names if name not in facts.known]
             arrays = (
-                self.handle.arrays(filter_name=rest, entry_start=start, entry_stop=stop, library="ak", how=dict)
+                self.handle().arrays(filter_name=rest, entry_start=start, entry_stop=stop, library="ak", how=dict)
                 if rest
                 else {}
             )
         for name, column in branches:
-            if name in self.known:
+            if name in facts.known:
                 with decoding(f"{self.path}, entries {start}-{stop}, {column.name}"):
                     offsets, values = next(columns)
                 if (offsets is not None) != column.jagged:

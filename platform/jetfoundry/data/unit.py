@@ -13,7 +13,7 @@ import functools
 import gc
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,35 +54,30 @@ def convert_unit(plan: Plan, folder: Path, unit: int, patience: float = remote.P
     written: nothing is committed then.
     """
     wall, cpu = time.perf_counter(), time.process_time()
-    give_back = _keep_memory()
+    _keep_memory()
     gc.freeze()  # what was there before is not looked through again and again while uproot makes its many objects
     try:
         return _convert(plan, folder, unit, patience, wall, cpu)
     finally:
         gc.collect()  # uproot's models refer to each other in circles; a worker lives for many units
         gc.unfreeze()
-        give_back(0)
 
 
 @functools.cache
-def _keep_memory() -> Callable[[int], Any]:
-    """Let the C library keep freed memory within a unit: clearing new pages took an eighth of the CPU time.
+def _keep_memory() -> None:
+    """Let the C library keep freed memory for what comes next: clearing new pages took an eighth of the CPU time.
 
     By default glibc gives each array of 128 kB or more back at once. Huge pages, which NumPy asks for, are searched for
     and cleared as a whole: twice the time of a first unit. Other C libraries have no `mallopt`, other systems no
-    `prctl`. Returned is the function that gives back what is free: each thread has memory of its own, and Ray's next
-    task runs in another thread.
+    `prctl`.
     """
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own gives memory back as eagerly
     library = ctypes.CDLL(None)
     if hasattr(library, "prctl"):
         library.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
-    if not hasattr(library, "mallopt"):
-        return lambda _: None
-    for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-        library.mallopt(parameter, 1 << 30)
-    trim: Callable[[int], Any] = library.malloc_trim
-    return trim
+    if hasattr(library, "mallopt"):
+        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            library.mallopt(parameter, 1 << 30)
 
 
 def _convert(plan: Plan, folder: Path, unit: int, patience: float, wall: float, cpu: float) -> dict[str, Any]:

@@ -40,8 +40,12 @@ def write_shard(
     metadata: dict[str, Any],
     *,
     compression: uproot.compression.Compression | None = _ZLIB,
+    cluster: int = 0,
 ) -> None:
-    """Write a table of the 54 columns with its metadata (`mode` in it), atomically. `compression` is uproot's."""
+    """Write a table of the 54 columns with its metadata (`mode` in it), atomically.
+
+    `compression` is uproot's; `cluster`: jets of one cluster, 0 = all in one.
+    """
     branches: dict[str, Any] = {}
     types: dict[str, str] = {}
     for column in COLUMNS:
@@ -55,7 +59,9 @@ def write_shard(
         branches[prefix] = ak.zip({short[c.name]: _jagged(table[c.name]) for c in group})
     with files.committed(path) as temporary, uproot.recreate(temporary, compression=compression) as root:
         tree = root.mktree(TREE, types, title="simulated jets, JetClass-II columns")
-        tree.extend(branches)
+        step = cluster or max(1, table.num_rows)
+        for start in range(0, max(1, table.num_rows), step):
+            tree.extend({name: values[start : start + step] for name, values in branches.items()})
         root["metadata"] = json.dumps(metadata)
         root["sample"] = sample_text(metadata["mode"])
 

@@ -99,6 +99,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "steps_per_epoch": steps_per_epoch(recipe, train, data),
         "manifest_hash": train.manifest_hash,
         "sample": train.sample,
+        "discriminants": [],  # (name, signal outputs, background outputs, weights): their AUCs go into the metrics
         "files": {"train": train, "val": val} if isinstance(train, JetFiles) else None,
     }
     identity = {

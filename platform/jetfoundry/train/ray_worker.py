@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from jetfoundry.loading.pieces import JetSet
 from jetfoundry.loading.provenance import describe_jet
 from jetfoundry.models.checkpoints import load_state, save_model, save_state
 from jetfoundry.models.presets import MODELS, build
+from jetfoundry.train.auc import BinnedAuc
 from jetfoundry.train.loop import Save, TrainStream, Validation, fit, predict
 from jetfoundry.train.metrics_log import MetricsLog
 from jetfoundry.train.recipe import Recipe
@@ -67,7 +68,8 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
         return training_batches(train, data, recipe.loader, recipe.sampling, **place)
 
     def validate(network: nn.Module) -> Validation:
-        return _validate(network, every_jet(val, data, recipe.loader, **share), device)
+        curves = [BinnedAuc.of(plain) for plain in spec["discriminants"]]
+        return _validate(network, every_jet(val, data, recipe.loader, **share), device, curves)
 
     timing = fit(
         model,
@@ -169,18 +171,31 @@ def _last_state(identity: dict[str, str]) -> dict[str, Any] | None:
 _WHAT = {"recipe": "recipe", "features": "data YAML", "data": "set of shards", "model": "architecture"}
 
 
-def _validate(model: nn.Module, batches: Iterator[Batch], device: torch.device) -> Validation:
-    """Loss and accuracy over all workers' validation jets."""
+def _validate(
+    model: nn.Module, batches: Iterator[Batch], device: torch.device, curves: Sequence[BinnedAuc]
+) -> Validation:
+    """Loss, accuracy and AUCs over all workers' validation jets."""
     sums = torch.zeros(3, dtype=torch.float64)
     for _, logits, labels in predict(getattr(model, "module", model), batches, device):
         loss = functional.cross_entropy(logits, labels, reduction="sum")
         right = (logits.argmax(dim=1) == labels).sum()
         sums += torch.tensor([loss.item(), right.item(), len(labels)], dtype=torch.float64)
+        for curve in curves:
+            curve.add(logits, labels)
     if distributed.is_initialized():
-        sums = sums.to(device)
-        distributed.all_reduce(sums)
+        sums = _added(sums, device)
+        for curve in curves:
+            curve.counts = _added(curve.counts, device)
     loss_sum, right_sum, jets = sums.tolist()
     if jets == 0:
         msg = "the validation split holds no jet that the selection and the label scheme keep"
         raise InputError(msg)
-    return Validation(loss_sum / jets, right_sum / jets, int(jets))
+    auc = {curve.name: value for curve in curves if (value := curve.value()) is not None}
+    return Validation(loss_sum / jets, right_sum / jets, int(jets), auc)
+
+
+def _added(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Sum over all workers."""
+    values = values.to(device)
+    distributed.all_reduce(values)
+    return values.cpu()
