@@ -225,7 +225,7 @@ def toy_shards(toy_jets: Callable[..., pa.Table]) -> Callable[..., Path]:
             bins = shards.histogram(*(table[name].to_numpy() for name in ("jet_label", "jet_pt", "jet_sdmass")))
             sidecar = {"shards": [record], "histograms": {split: shards.pack_counts(bins)}}
             parts[split] = shards.gather(split, [sidecar])
-            digests.append(record["sha256"])
+            digests.append(record["xxh128"])
         manifest = {
             "format": shards.FORMAT,
             "sample": "toy",

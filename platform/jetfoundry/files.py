@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from jetfoundry.errors import InputError
 
 __all__ = ["committed", "locked", "read_json", "sha256_bytes", "sha256_file", "write_json", "write_text"]
@@ -86,6 +88,12 @@ def read_json(path: str | Path) -> Any:
 def sha256_bytes(data: bytes) -> str:
     """SHA-256 of `data` in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def xxh128_file(path: str | Path) -> str:
+    """XXH128 of a file's content, in hex; `xxh128sum` prints the same."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
 
 
 def sha256_file(path: str | Path) -> str:

@@ -48,8 +48,8 @@ def _replace(folder: Path, table: pa.Table, **how) -> str:
 
     def bend(manifest):
         record = next(r for r in manifest["splits"]["train"]["shards"] if r["path"].endswith(path.name))
-        record |= {"bytes": path.stat().st_size, "sha256": files.sha256_file(path)}
-        every = [r["sha256"] for part in manifest["splits"].values() for r in part["shards"]]
+        record |= {"bytes": path.stat().st_size, "xxh128": files.xxh128_file(path)}
+        every = [r["xxh128"] for part in manifest["splits"].values() for r in part["shards"]]
         manifest["hash"] = shards.content_hash(every)
 
     _edit(folder, bend)

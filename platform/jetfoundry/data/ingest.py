@@ -279,7 +279,7 @@ def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
         reasons.update(sidecar["set_aside"]["jets"])
         left_out.update(sidecar["set_aside"].get("left_out", {}))  # not there in folders begun by an older version
     ranges = [message for sidecar in sidecars for message in sidecar["set_aside"]["ranges"]]
-    digests = [shard["sha256"] for sidecar in sidecars for shard in sidecar["shards"]]
+    digests = [shards.digest(shard) for sidecar in sidecars for shard in sidecar["shards"]]
     if not digests:
         why = ", ".join(ranges[:1] + [f"{count} jets {reason}" for reason, count in reasons.items()])
         why = ", ".join([why] * bool(why) + [f"{count} {LEFT_OUT[reason]}" for reason, count in left_out.items()])

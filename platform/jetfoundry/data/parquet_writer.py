@@ -14,7 +14,6 @@ Format: parquet-format 2.10 (README, Encodings.md, parquet.thrift) and Thrift's 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ import deflate
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
 __all__ = ["CODECS", "Rows", "write_parquet"]
 
@@ -72,13 +72,13 @@ class Rows(Protocol):
 def write_parquet(
     path: Path, rows: Rows | pa.Table, row_group: int, codec: str, *, split_floats: bool
 ) -> tuple[int, str]:
-    """Write `rows` in row groups of `row_group` rows; returns the bytes written and their SHA-256.
+    """Write `rows` in row groups of `row_group` rows; returns the bytes written and their XXH128.
 
     Raises OSError as the operating system does, and ValueError for columns of other types or with nulls.
     """
     compress = _Compressor(codec)
     columns = [_Column(field, split_floats) for field in rows.schema]
-    digest, size = hashlib.sha256(), 0
+    digest, size = xxhash.xxh3_128(), 0
     groups: list[bytes] = []
 
     with path.open("wb") as stream:

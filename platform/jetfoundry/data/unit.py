@@ -47,7 +47,7 @@ _Ranges = list[tuple[int, int]]  # start, stop; rising, apart
 def convert_unit(plan: Plan, folder: Path, unit: int, patience: float = remote.PATIENCE) -> dict[str, Any]:
     """Convert unit number `unit` and return its sidecar; `patience` [s] is for servers that do not answer.
 
-    Sidecar: `shards` (path, split, rows, bytes, sha256, class_counts (188)), `histograms` by split
+    Sidecar: `shards` (path, split, rows, bytes, xxh128, class_counts (188)), `histograms` by split
     (`shards.pack_counts`), `set_aside` (`jets` by reason, `left_out` likewise for reasons that are part of the
     rules, see delphes_jets.py, `entries` in ranges that could not be decoded, their `ranges`), `entries` of the plan,
     `seconds` and `cpu_seconds`. Raises InputError if a file cannot be read or has changed, or a shard cannot be
