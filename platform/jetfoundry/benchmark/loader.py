@@ -7,9 +7,10 @@
     ray               the same batches, made by tasks of Ray Data; CPU time of all its processes
     weaver            SimpleIterDataset and torch's DataLoader in one process, 512 jets padded to 128
 
-Every side has gone through the first 20,000 jets before it is measured: imports, Ray's start and the first touch of
-memory are not what an epoch costs. The `weights` section is left out on both sides: what is drawn would otherwise
-differ. Weaver fetches by files, one at a time: the mode that costs it least, since then it decodes no row group twice.
+Every side has gone through the first 80,000 jets before it is measured: imports, Ray's start, that of its workers, and
+the first touch of memory are not what an epoch costs. The `weights` section is left out on both sides: what is drawn
+would otherwise differ. Weaver fetches by files, one at a time: the mode that costs it least, since then it decodes no
+row group twice.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from jetfoundry.loading.sampling import SamplingConfig
 __all__ = ["sides"]
 
 _BATCH = 512
-_WARM_UP = 20_000
+_WARM_UP = 80_000
 
 Sizes = Generator[int, None, None]
 """Numbers of jets, as they become ready; without end."""
@@ -55,7 +56,7 @@ def _prepare(rung: str, shards: str, features: str, jets: int) -> _State:
     pa.set_cpu_count(1)
     stack = contextlib.ExitStack()  # Ray lives as long as it is held
     if rung == "ray":
-        stack.enter_context(ray_session.session(num_cpus=3))
+        stack.enter_context(ray_session.session(num_cpus=2))
     sizes = _RUNGS[rung](shards, features)
     _count(sizes, _WARM_UP)
     return sizes, jets, stack

@@ -7,9 +7,7 @@ short is simply done again. Memory: all jets of the unit once, plus one cluster 
 from __future__ import annotations
 
 import collections
-import ctypes
 import dataclasses
-import functools
 import gc
 import json
 import time
@@ -31,11 +29,10 @@ from jetfoundry.data.layouts import Layout
 from jetfoundry.data.plan import Plan, Range, split_of
 from jetfoundry.data.reader import DamagedFile, JetReader
 from jetfoundry.errors import InputError
+from jetfoundry.memory import keep_memory
 
 __all__ = ["convert_unit"]
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-_PR_SET_THP_DISABLE = 41  # prctl.h of Linux
 _AT_ONCE = 2000  # entries read at once, at least, where clusters are smaller
 _SALVAGE = 500  # entries: a damaged range is halved down to this size to save what is well
 
@@ -54,30 +51,13 @@ def convert_unit(plan: Plan, folder: Path, unit: int, patience: float = remote.P
     written: nothing is committed then.
     """
     wall, cpu = time.perf_counter(), time.process_time()
-    _keep_memory()
+    keep_memory()
     gc.freeze()  # what was there before is not looked through again and again while uproot makes its many objects
     try:
         return _convert(plan, folder, unit, patience, wall, cpu)
     finally:
         gc.collect()  # uproot's models refer to each other in circles; a worker lives for many units
         gc.unfreeze()
-
-
-@functools.cache
-def _keep_memory() -> None:
-    """Let the C library keep freed memory for what comes next: clearing new pages took an eighth of the CPU time.
-
-    By default glibc gives each array of 128 kB or more back at once. Huge pages, which NumPy asks for, are searched for
-    and cleared as a whole: twice the time of a first unit. Other C libraries have no `mallopt`, other systems no
-    `prctl`.
-    """
-    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own gives memory back as eagerly
-    library = ctypes.CDLL(None)
-    if hasattr(library, "prctl"):
-        library.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
-    if hasattr(library, "mallopt"):
-        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            library.mallopt(parameter, 1 << 30)
 
 
 def _convert(plan: Plan, folder: Path, unit: int, patience: float, wall: float, cpu: float) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from ray.data.datasource import Datasource, ReadTask
 from jetfoundry import ray_session
 from jetfoundry.loading.batch import Batch, MicroBatch
 from jetfoundry.loading.window import BatchMaker, Window
+from jetfoundry.memory import keep_memory
 
 __all__ = ["decode", "encode", "made_by_ray"]
 
@@ -105,6 +106,7 @@ class _Task:
     number: int
 
     def __call__(self) -> Iterable[pa.Table]:
+        keep_memory()
         return (encode(batch, self.number) for batch in self.maker(self.window))
 
 
