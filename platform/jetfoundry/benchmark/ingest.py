@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jetfoundry.benchmark import peer
 from jetfoundry.benchmark.measure import Side
+from jetfoundry.data import root
 from jetfoundry.data.inventory import expand, take_inventory
 from jetfoundry.data.plan import Plan, ShardConfig, make_plan
 from jetfoundry.data.unit import convert_unit
@@ -27,7 +28,9 @@ def sides(inputs: list[Path], work: Path) -> list[Side]:
 
 def _prepare(inputs: list[Path], output: Path) -> tuple[Plan, Path]:
     shutil.rmtree(output, ignore_errors=True)
-    return make_plan(take_inventory(expand([str(path) for path in inputs])), ShardConfig()), output
+    plan = make_plan(take_inventory(expand([str(path) for path in inputs])), ShardConfig())
+    root.forget()  # the planning process is not the one that converts
+    return plan, output
 
 
 def _run(state: tuple[Plan, Path]) -> int:

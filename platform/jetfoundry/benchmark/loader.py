@@ -2,8 +2,8 @@
 
     read              the needed columns of row groups in the order of training, nothing else
     + features        and formulas, selection, standardisation
-    direct            and draw, sort, pad: batches as a training worker gets them, 512 jets in 4 micro-batches
-    + prefetch        the same through the thread that runs beside the training
+    + batches         and draw, sort, pad: 512 jets in 4 micro-batches
+    direct            the same through the thread that runs beside the training: batches as a training worker gets them
     ray               the same batches, made by tasks of Ray Data; CPU time of all its processes
     weaver            SimpleIterDataset and torch's DataLoader in one process, 512 jets padded to 128
 
@@ -123,8 +123,8 @@ def _weaver(shards: str, features: str) -> Sizes:
 _RUNGS = {
     "read": _read,
     "read + features": _features,
-    "direct": _batches,
-    "direct + prefetch": _prefetch,
+    "read + features + batches": _batches,
+    "direct": _prefetch,
     "ray": _ray,
     "weaver": _weaver,
 }

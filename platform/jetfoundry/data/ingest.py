@@ -3,7 +3,7 @@
 1. `expand` and `take_inventory`: the files, each opened once; unusable ones are set aside with a reason.
 2. `make_plan`: entry ranges -> units, written to plan.json. A later run with the same inputs and settings takes that
    plan and does only the missing units; with others it is refused.
-3. Ray Data maps units to tasks (`convert_unit`): read, check, mix, write, commit. Some 32,000 jets are in a task's
+3. Ray Data maps units to tasks (`convert_unit`): read, check, mix, write, commit. Some 256 MB of jets are in a task's
    memory, none pass through Ray's object store; a killed job leaves whole units and nothing else that counts.
 4. manifest.json gathers the sidecars of all units.
 

@@ -4,7 +4,7 @@
 columns)`, see reader.py. Nothing is read outside the range except the compressed blocks (baskets, pages, row groups)
 that overlap it; memory is a few times the range, whatever the size of the file.
 
-A local ROOT file is mapped into memory; of a file behind a URL the blocks are fetched (remote.py). TTree branches of
+Only the blocks that are needed are read, from disk or from behind a URL (remote.py). TTree branches of
 numbers and lists of numbers are decoded here (baskets.py), everything else by uproot.
 """
 
@@ -32,7 +32,7 @@ from jetfoundry.data.parquet import ParquetReader
 from jetfoundry.data.reader import PROVENANCE, DamagedFile, FlatColumn, JetReader, decoding, jet_schema
 from jetfoundry.errors import nearest
 
-__all__ = ["PROVENANCE", "DamagedFile", "JetReader", "decoding", "jet_schema", "open_jets"]
+__all__ = ["PROVENANCE", "DamagedFile", "JetReader", "decoding", "forget", "jet_schema", "open_jets"]
 
 _TREE_CLASSES = {"TTree": "ttree", "TNtuple": "ttree", "TNtupleD": "ttree", "ROOT::RNTuple": "rntuple"}
 _HOW: dict[str, Any] = {"array_cache": None, "use_threads": False}  # each thread would keep what it has read
@@ -81,8 +81,9 @@ def open_jets(
         yield _RootReader(kind=facts.kind, tree=facts.tree, sample=facts.sample, handle=handle, facts=facts,
                           source=source, **about)  # fmt: skip
         if stream is None and facts.kind == "ttree":
-            _FACTS[key] = facts
-            if len(_FACTS) > _REMEMBERED:
+            _FACTS.pop(key, None)
+            _FACTS[key] = facts  # the latest at the end
+            while sum(known.size for known in _FACTS.values()) > _REMEMBERED:
                 del _FACTS[next(iter(_FACTS))]
 
 
@@ -108,9 +109,19 @@ class _Facts:
     known: dict[str, Any]  # baskets.flat_branches, as needed
     unknown: set[str]  # branches that it does not read
 
+    @property
+    def size(self) -> int:
+        """Number of baskets, at 24 bytes each, and of files."""
+        return 1000 + sum(len(branch.seek) for branch in self.known.values())
+
 
 _FACTS: dict[tuple[str, int, int, str], _Facts] = {}
-_REMEMBERED = 1000
+_REMEMBERED = 2_000_000  # baskets: some 50 MB
+
+
+def forget() -> None:
+    """Open all files anew, for those who measure what that costs."""
+    _FACTS.clear()
 
 
 def _key(path: str | Path, tree: str) -> tuple[str, int, int, str]:

@@ -1,7 +1,7 @@
 """The shard folder: what a finished ingest looks like, how a unit is committed, and how training opens it.
 
     plan.json                       inputs, settings, units                                   (plan.py)
-    train/shard-00012-03.parquet    unit 12, piece 3: row groups of some 1000 jets, no nulls
+    train/shard-00012-03.parquet    unit 12, piece 3: row groups of 1,000 to 4,000 jets, no nulls
     val/…  test/…                   the same for the other splits
     units/00012.json                sidecar of unit 12: its shards (rows, bytes, xxh128, class counts), histogram,
                                     what was set aside, seconds. It is written last: the unit exists from then on.
