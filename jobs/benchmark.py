@@ -20,8 +20,10 @@ from jetfoundry.benchmark.themes import run
 
 def main(cfg: BenchmarkConfig) -> int:
     report, timings = run(cfg)
+    base = timings[-1].rate if cfg.theme not in ("train", "infer") else None
     for timing in timings:
-        print(f"{timing.name:<40} {timing.rate:>10,.0f} jets per CPU-second")
+        ratio = f"  {timing.rate / base:6.2f} of {timings[-1].name}" if base else f"  {timing.wall_rate:,.1f} jets/s"
+        print(f"{timing.name:<40} {timing.rate:>10,.1f} jets per CPU-second{ratio}")
     print(report)
     return cli.EXIT_OK
 

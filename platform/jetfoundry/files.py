@@ -21,7 +21,7 @@ import xxhash
 
 from jetfoundry.errors import InputError
 
-__all__ = ["committed", "locked", "read_json", "sha256_bytes", "sha256_file", "write_json", "write_text"]
+__all__ = ["committed", "locked", "read_json", "sha256_bytes", "sha256_file", "write_json", "write_text", "xxh128_file"]
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def locked(path: str | Path, *, shared: bool = False, wait: float = 0.0) -> Iter
     """
     operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
     deadline = time.monotonic() + wait
-    with Path(path).open("ab") as stream:
+    with Path(path).open("a+b") as stream:  # NFS gives a shared lock only to those who may read
         while True:
             try:
                 fcntl.flock(stream, operation)

@@ -74,7 +74,7 @@ def test_missing_changed_cut_and_stray_files_are_one_line_each(folder):
     (folder / "val" / "stray.parquet").write_bytes(b"")
     assert verify(folder).faults == (
         f"train/{first.name}: missing",
-        f"train/{second.name}: its SHA-256 is not that of the manifest",
+        f"train/{second.name}: its checksum is not that of the manifest",
         f"train/{third.name}: {third.stat().st_size} bytes, the manifest says {third.stat().st_size + 1}",
         "val/stray.parquet: not in the manifest",
     )

@@ -158,5 +158,5 @@ def _cpu_seconds() -> float:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             alive = process.cpu_times()
-            total += alive.user + alive.system
+            total += alive.user + alive.system + alive.children_user + alive.children_system
     return total

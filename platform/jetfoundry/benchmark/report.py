@@ -23,7 +23,7 @@ _PACKAGES = ("weaver-core", "uproot", "awkward", "pyarrow", "numpy", "torch", "r
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory [GiB], load average at the start."""
+    """Processor, cores that this process may use, memory [GiB], load average at the end."""
     model = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -68,7 +68,7 @@ def write_report(
         "smallest-largest",
         f"ratio to {baseline}{' (wall)' if wall else ''}",
     )
-    header += ("jets per second, wall", "peak memory [MiB]")
+    header += ("jets per second, wall", "peak memory of its process [MiB]")
     text = f"""# {title}
 
 {today}, {machine["processor"]}, {machine["cores"]} cores, {machine["memory_gib"]} GiB, {gpu or "no GPU used"}; load

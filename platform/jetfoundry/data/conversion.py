@@ -104,7 +104,10 @@ def _tasks_at_once(needed: int, memory_gb: float) -> tuple[int, int]:
 def _task(row: dict[str, Any], plan: Plan, folder: Path, patience: float) -> dict[str, Any]:
     """One unit in a Ray worker. What is the input's fault comes back as text, to end the job with one line."""
     try:
-        with files.locked(folder / TASKS, shared=True, wait=LEFT_BEHIND):
+        with files.locked(folder / TASKS, shared=True, wait=LEFT_BEHIND) as mine:
+            if not mine:
+                msg = f"{folder}: another ingest has locked it for {LEFT_BEHIND:g} s"
+                raise InputError(msg)
             sidecar = convert_unit(plan, folder, row["unit"], patience)
     except InputError as error:
         return {"unit": row["unit"], "jets": 0, "entries": 0, "set_aside": 0, "error": str(error)}

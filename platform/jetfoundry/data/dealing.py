@@ -8,7 +8,8 @@ A *line* is all files that belong together, one after the other: those of one gr
 2. Block by block goes to the unit that has got least of the line so far, drawn among equals. So any `units`
    neighbouring blocks go to different units, in an order that follows no pattern of the line.
 3. A block that would exceed the quota of that unit is laid aside. What was laid aside, less than one block a unit, is
-   cut such that every unit gets what it is still owed. Only here clusters are cut, and decoded more than once.
+   cut such that every unit gets what it is still owed. Clusters are cut here, and in 1 where they are large; only these
+   are decoded more than once.
 4. Lines that owe a unit less than a quarter of a cluster are joined to one, in their order. If that one still does, its
    quarters of clusters are spread over the units.
 

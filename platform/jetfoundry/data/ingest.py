@@ -157,8 +157,9 @@ def ingest(settings: IngestConfig) -> IngestReport:
         report = _report(folder, plan, manifest, new_jets, time.perf_counter() - started)
         figures = config.to_dict(report) | report.rates
         figures.pop("folder")
-        with shards.writing("summary", folder):
-            runs.write_summary(folder, **figures)
+        if new_jets or not (folder / "summary.json").exists():  # else the figures of the run that did it stay
+            with shards.writing("summary", folder):
+                runs.write_summary(folder, **figures)
     return report
 
 
@@ -270,6 +271,12 @@ def _is_committed(folder: Path, unit: int) -> bool:
     return all(path.exists() and path.stat().st_size == size for path, size in written)
 
 
+def _sample_of(folder: Path) -> str:
+    """What an earlier run called the jets."""
+    path = folder / "manifest.json"
+    return str(files.read_json(path).get("sample", "")) if path.exists() else ""
+
+
 def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
     """Gather the sidecars into manifest.json; InputError if not a single jet is left."""
     sidecars = [files.read_json(shards.sidecar_path(folder, unit)) for unit in range(len(plan.units))]
@@ -290,7 +297,7 @@ def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
         "format": shards.FORMAT,
         "hash": shards.content_hash(digests),
         "plan": plan.hash,
-        "sample": sample or plan.inventory.sources[0].sample,
+        "sample": sample or _sample_of(folder) or plan.inventory.sources[0].sample,
         "schema": plan.layout.name,
         "columns": jet_schema(layout=plan.layout).names,
         "classes": list(plan.layout.classes),

@@ -8,11 +8,12 @@ CRC-32 first. Shards that another program wrote, or rewrote, are left to Arrow (
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +77,15 @@ def read_columns(groups: Sequence[RowGroup], columns: Sequence[str]) -> JetColum
     return JetColumns(sum(group.rows for group in groups), _joined(columns, found, lengths))
 
 
-class _reading:
+@contextlib.contextmanager
+def _reading(group: RowGroup) -> Iterator[None]:
     """Turns what damage and the operating system raise into InputError with the place."""
-
-    def __init__(self, group: RowGroup) -> None:
-        self._group = group
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, _FAULTS) and not isinstance(error, InputError):
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
-            msg = f"{self._group.path}, row group {self._group.index}: cannot read: {reason}"
-            raise InputError(msg) from error
+    try:
+        yield
+    except _FAULTS as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+        msg = f"{group.path}, row group {group.index}: cannot read: {reason}"
+        raise InputError(msg) from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

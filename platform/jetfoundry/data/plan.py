@@ -103,6 +103,9 @@ class Plan:
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Plan:
+        if tree.get("format") != 1:
+            msg = f"a plan of format {tree.get('format')}, this version reads 1; ingest into another folder"
+            raise InputError(msg)
         sources = [Source(**{**fields, "clusters": tuple(fields["clusters"])}) for fields in tree["inputs"]]
         ranges = [[text.replace(":", "-").split("-") for text in unit.split()] for unit in tree["units"]]
         return cls(

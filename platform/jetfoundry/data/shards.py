@@ -59,7 +59,7 @@ __all__ = [
     "writing",
 ]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout, stored in the manifest; readers refuse a newer one."""
 
 _RECORD = ("path", "rows", "row_group", "bytes", "xxh128", "sha256")

@@ -1,6 +1,6 @@
 """Compare a shard folder with its manifest: are the jets that training will read those that ingest wrote?
 
-Every shard is read again. Found are, one line per fault: shards that are missing, changed (size, SHA-256), unreadable,
+Every shard is read again. Found are, one line per fault: shards that are missing, changed (size, XXH128), unreadable,
 of another schema, number of rows or row groups; class counts and (class, pT, mass) histograms that are not those of
 the manifest; jets that stand in two shards or in the wrong split, or come from no input; jets of the input that are
 neither in a shard nor set aside; files that the manifest does not know.
@@ -112,7 +112,7 @@ def _read_shard(root: Path, record: dict[str, Any], manifest: dict[str, Any], ty
     if path.stat().st_size != record["bytes"]:
         return _Shard(name, f"{path.stat().st_size} bytes, the manifest says {record['bytes']}")
     if (files.sha256_file(path) if "sha256" in record else files.xxh128_file(path)) != shards.digest(record):
-        return _Shard(name, "its SHA-256 is not that of the manifest")
+        return _Shard(name, "its checksum is not that of the manifest")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as shard:
             fault = _layout_fault(shard, record, manifest, types)

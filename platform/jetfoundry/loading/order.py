@@ -64,7 +64,7 @@ class Deal:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The order of `pieces` pieces in windows of up to `window` pieces."""
+    """The order of `pieces` pieces in windows of `window` pieces; the last of a pass takes the rest, too."""
 
     pieces: int
     window: int

@@ -97,7 +97,12 @@ def is_shard_folder(data: str) -> bool:
     path = Path(data)
     if any((path / name).exists() for name in ("manifest.json", "plan.json")):
         return True
-    return not (path.is_file() or any(sign in data for sign in "*?[ ,:") or any(path.glob("*.root")))
+    return not (
+        path.is_file()
+        or any(sign in data for sign in "*?[ ,:")
+        or any(path.glob("*.root"))
+        or any(path.glob("*.parquet"))
+    )
 
 
 def open_jet_set(

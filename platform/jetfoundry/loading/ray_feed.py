@@ -111,19 +111,19 @@ class _Task:
 
 
 def encode(batch: Batch, window: int = 0) -> pa.Table:
-    """A batch as a table of one row: `window`, `views` (JSON: what part of the values is which input), `labels`,
-    `rows`, and `values`, the memory of all inputs, one piece after the other."""
-    pieces, views, begin = [], [], 0
+    """A batch as a table of one row: `window`, `views` (JSON: by micro-batch the size of its memory, and which part is
+    which input), `labels`, `rows`, and `values`, the memory of all micro-batches, one after the other."""
+    pieces, views = [], []
     for micro in batch.micro:
-        at = {}
+        at, begin = {}, 0
         for place, memory in micro.memory().items():
             at[place] = begin
             pieces.append(memory.numpy())
             begin += len(memory)
-        views.append({
+        views.append((begin, {
             name: (*values.shape, *values.stride(), at[values.untyped_storage().data_ptr()] + values.storage_offset())
             for name, values in micro.inputs.items()
-        })  # fmt: skip
+        }))  # fmt: skip
     labels = np.concatenate([micro.labels.numpy() for micro in batch.micro])
     columns = [[window], [json.dumps(views)], _list(labels), _list(batch.rows), _list(np.concatenate(pieces))]
     return pa.table(columns, names=["window", "views", "labels", "rows", "values"])
@@ -135,13 +135,14 @@ def _list(values: Any) -> pa.LargeListArray:
 
 def decode(table: pa.Table, row: int = 0) -> Batch:
     """The batch in a row of tables that `encode` made."""
-    values, labels = (_tensor(table[name][row].values) for name in ("values", "labels"))
-    micro, first = [], 0
-    for views in json.loads(table["views"][row].as_py()):
-        inputs = {}
+    values, labels = table["values"][row].values, _tensor(table["labels"][row].values)
+    micro, first, start = [], 0, 0
+    for size, views in json.loads(table["views"][row].as_py()):
+        inputs, memory = {}, _tensor(values[start : start + size])  # memory of its own: it travels to a GPU as one
+        start += size
         for name, (*view, begin) in views.items():
             half = len(view) // 2
-            inputs[name] = values.as_strided(view[:half], view[half:], begin)
+            inputs[name] = memory.as_strided(view[:half], view[half:], begin)
         jets = len(next(iter(inputs.values())))
         micro.append(MicroBatch(inputs, labels[first : first + jets]))
         first += jets

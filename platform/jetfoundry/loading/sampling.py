@@ -11,7 +11,7 @@ weaver does.
 
 The draw is *systematic*: M points, evenly spaced with one random start, on the cumulative sum of the uses. Each jet
 is then used the expected number of times rounded down or up (weaver's independent trials scatter more), and the number
-of draws M is free to choose, so a window yields whole batches only and the position in the data stays three integers
+of draws M is free to choose, so a window yields whole batches only and the position in the data stays a few integers
 (`loader.py`). A draw depends on its random generator and the jets alone.
 """
 
