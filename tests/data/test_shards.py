@@ -91,7 +91,7 @@ def test_a_flipped_bit_is_found_when_the_page_is_read(folder):
 def test_a_manifest_of_a_later_version_is_refused(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(InputError, match="format 99, this version reads up to 1"):
+    with pytest.raises(InputError, match="format 99, this version reads up to 2"):
         open_shards(folder, "train")
 
 

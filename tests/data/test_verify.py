@@ -157,8 +157,8 @@ def test_a_manifest_that_does_not_fit_its_own_list_is_found(folder):
         ("not JSON", "cannot read as JSON"),
         ("[1, 2]", "wanted a format number, got None"),
         ('{"format": "new"}', "wanted a format number, got new"),
-        ('{"format": 99}', "format 99, this version reads up to 1"),
-        ('{"format": 0}', "format 0, this version reads up to 1"),
+        ('{"format": 99}', "format 99, this version reads up to 2"),
+        ('{"format": 0}', "format 0, this version reads up to 2"),
         ('{"format": 1, "sample": "", "hash": ""}', "format 1, but without row_group, splits, columns"),
     ],
 )

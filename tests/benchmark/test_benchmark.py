@@ -1,0 +1,57 @@
+"""The comparison with the peer: how sides are timed, and one theme from a file to its report."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from jetfoundry.benchmark.measure import Side, compare
+from jetfoundry.benchmark.settings import BenchmarkConfig
+from jetfoundry.benchmark.themes import run
+from jetfoundry.errors import JetFoundryError
+
+
+def _prepare(seconds: float) -> float:
+    time.sleep(0.05)  # not measured
+    return seconds
+
+
+def _busy(seconds: float) -> int:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return 100
+
+
+def _broken(seconds: float) -> int:
+    msg = f"cannot work for {seconds} s"
+    raise ValueError(msg)
+
+
+def test_sides_run_in_turn_and_are_rated_by_their_cpu_time():
+    fast, slow = compare(
+        [Side("fast", _prepare, _busy, {"seconds": 0.1}), Side("slow", _prepare, _busy, {"seconds": 0.4})], 2
+    )
+    assert (fast.name, len(fast.runs), len(slow.runs)) == ("fast", 2, 2)
+    assert fast.rate / slow.rate == pytest.approx(4, rel=0.4)
+    assert 10 < fast.peak < 2000
+
+
+def test_a_side_that_fails_ends_the_comparison_with_its_traceback():
+    with pytest.raises(JetFoundryError, match=r"(?s)broken: Traceback.*cannot work for 0.1 s"):
+        compare([Side("broken", _prepare, _broken, {"seconds": 0.1})], 1)
+
+
+@pytest.mark.slow
+def test_the_ingest_theme_writes_a_report_with_both_sides_and_their_ratio(tmp_path, make_jets, write_root):
+    source = write_root(tmp_path / "jets.root", make_jets(300))
+    cfg = BenchmarkConfig(input=(str(source),), jets=400, rounds=1, work=tmp_path / "work", output=tmp_path / "out")
+    report, timings = run(cfg)
+    assert [timing.name for timing in timings] == ["jetfoundry", "weaver"]
+    text = report.read_text()
+    assert "| weaver |" in text
+    assert "400 jets, 1 runs" in text
+    sides = json.loads(report.with_suffix(".json").read_text())["sides"]
+    assert sides["jetfoundry"]["ratio"] == pytest.approx(sides["jetfoundry"]["rate"] / sides["weaver"]["rate"])
