@@ -22,7 +22,7 @@ from typing import Any
 from jetfoundry import config
 from jetfoundry.errors import ClusterError, JetFoundryError
 
-__all__ = ["RayConfig", "available_cpus", "own_error", "raise_own", "session", "usable_cores"]
+__all__ = ["RayConfig", "available_cpus", "available_gpus", "own_error", "raise_own", "session", "usable_cores"]
 
 # A session's socket path may not exceed 107 bytes and Ray appends some 66 to the temporary root.
 _LONGEST_TEMP_ROOT = 40
@@ -140,6 +140,13 @@ def raise_own(error: BaseException) -> None:
     """Raise the error of ours that ended a Ray task, if it was one, instead of Ray's wrapping of it."""
     if own := own_error(error):
         raise own from None
+
+
+def available_gpus() -> float:
+    """GPUs of the running Ray."""
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0))
 
 
 def available_cpus() -> int:

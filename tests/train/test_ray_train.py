@@ -176,6 +176,15 @@ def test_the_ray_feed_needs_a_cpu_beside_the_workers(ray_local, tmp_path, toy_sh
         pretrain(full, runs.open_run(full.run, full))
 
 
+@pytest.mark.ray
+def test_gpus_that_this_machine_does_not_have_are_not_waited_for(ray_local, tmp_path, toy_shards):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    wanted = recipe(toy_shards(tmp_path / "shards", train=100, val=50), tmp_path / "run", "workers.use_gpu=true")
+    with pytest.raises(ConfigError, match=r"this machine has 0 GPUs; train on the CPU with workers.use_gpu=false"):
+        pretrain(wanted, runs.open_run(wanted.run, wanted))
+
+
 def test_a_recipe_with_an_unknown_key_names_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown key 'train.epoch'; nearest: epochs"):
         recipe("d", "r", "train.epoch=3")

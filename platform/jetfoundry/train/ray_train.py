@@ -125,7 +125,7 @@ def pretrain(recipe: Recipe, run: Path, spec: dict[str, Any] | None = None) -> d
     spec = (spec or plan(recipe)) | {"run": str(run.resolve())}
     steps = spec["steps_per_epoch"]
     jets_per_step = recipe.loader.batch_size * recipe.workers.num_workers
-    _check_cpus(recipe)
+    _check_resources(recipe)
     with progress_bar(run / "metrics.jsonl", steps * jets_per_step, recipe.train.epochs):
         result = _fit(_trainer(spec, recipe.workers))
     best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["val_accuracy"])
@@ -135,8 +135,16 @@ def pretrain(recipe: Recipe, run: Path, spec: dict[str, Any] | None = None) -> d
     return {"best": metrics, **result.return_value, "jets_per_epoch": steps * jets_per_step}
 
 
-def _check_cpus(recipe: Recipe) -> None:
-    """Without a CPU beside the workers the tasks of the `ray` feed would wait for ever."""
+def _check_resources(recipe: Recipe) -> None:
+    """What nobody can give would be waited for for ever: a CPU beside the workers for the tasks of the `ray` feed, and
+    GPUs on this machine (a cluster may start nodes that have some)."""
+    gpus = ray_session.available_gpus()
+    if recipe.workers.use_gpu and not recipe.ray.address and gpus < recipe.workers.num_workers:
+        msg = (
+            f"workers.use_gpu=true with {recipe.workers.num_workers} worker(s), but this machine has {gpus:g} GPUs; "
+            "train on the CPU with workers.use_gpu=false, or on a cluster with ray.address"
+        )
+        raise ConfigError(msg)
     free = ray_session.available_cpus() - recipe.workers.num_workers * recipe.workers.cpus_per_worker
     if recipe.loader.feed == "ray" and free < 1:
         msg = (
