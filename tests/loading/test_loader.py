@@ -1,6 +1,8 @@
 import itertools
+import re
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from jetfoundry.errors import ConfigError, InputError
 from jetfoundry.features.transform import load_data_config
 from jetfoundry.loading.batch import Position
 from jetfoundry.loading.loader import LoaderConfig, every_jet, prefetched, training_batches
+from jetfoundry.loading.provenance import describe_jet
 from jetfoundry.loading.sampling import SamplingConfig
 
 NATURAL = SamplingConfig(balance="natural")
@@ -150,3 +153,15 @@ def test_prefetching_keeps_the_order_and_hands_errors_on(depth):
     with pytest.raises(InputError, match="broken shard"):
         found.extend(prefetched(items, depth))
     assert list(itertools.islice(prefetched(lambda: iter(range(100)), depth), 5)) == [0, 1, 2, 3, 4]
+
+
+def test_a_jet_of_a_batch_is_found_again_in_its_shard(shards, data):
+    batch, _ = next(training_batches(shards, data, LOADER, NATURAL, seed=1))
+    place = r"(\S+), row (\d+) of row group (\d+) \(entry (\d+) of input file 0\); its largest input is (.*)"
+    for index in (0, 9):
+        path, row, group, entry, largest = re.fullmatch(place, describe_jet(batch, index, data)).groups()
+        with pq.ParquetFile(path) as shard:
+            jet = shard.read_row_group(int(group)).slice(int(row), 1)
+        assert jet["source_entry"].to_pylist() == [int(entry)]
+        assert jet["jet_pt"].to_pylist() == [pytest.approx(pts(batch)[index])]
+        assert largest == f"|pf_features.jet_pt_again| = {pts(batch)[index]:.4g}"

@@ -1,10 +1,9 @@
 """The plan of an ingest: which entry ranges of which files make which unit. A pure function of inputs and settings.
 
-A unit is what one task reads, mixes in memory and writes; which entries it gets is the rule of dealing.py. Its bound:
-of all files that belong together (one group, folder and name up to its number) each unit holds its share to less than
-one entry, of any single file to less than two ranges. Within a unit the jets are shuffled completely, so each of its
-shards is a draw without replacement from it. If the classes of a file are mixed, or each has its own name, a shard is
-a draw from the whole input that is at least as even as a random one; a file sorted by class adds at most two ranges.
+A unit is what one task reads, mixes in memory and writes; which entries it gets, and how even that is, says dealing.py.
+Within a unit the jets are shuffled completely, so each of its shards is a draw without replacement from it. If the
+classes of a file are mixed, or each class has a name of its own with enough entries for every unit, a shard is a draw
+from the whole input that is at least as even as a random one; else dealing.py says how far it is from that.
 
 train/val/test is a property of the jet, not of the plan: a hash of (file name without folder and suffix, entry).
 It stays when the seed, the order or the file format changes.

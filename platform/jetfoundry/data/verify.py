@@ -5,7 +5,8 @@ of another schema, number of rows or row groups; class counts and (class, pT, ma
 the manifest; jets that stand in two shards or in the wrong split, or come from no input; jets of the input that are
 neither in a shard nor set aside; files that the manifest does not know.
 
-Memory: one byte per entry of the inputs, and one shard's labels and provenance per thread.
+Memory: one byte per entry of the inputs, and labels and provenance (20 bytes a jet) of the shards that were read before
+their turn.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from jetfoundry.data.shards import RowGroup
 from jetfoundry.features.transform import DataConfig
 from jetfoundry.loading.batch import Batch
 from jetfoundry.loading.pieces import read_pieces
@@ -27,7 +28,7 @@ def _place(batch: Batch, index: int) -> str:
         jets = read_pieces([piece], ["source_file", "source_entry"])
         if row < jets.num_rows:
             file, entry = (jets[name][row].as_py() for name in ("source_file", "source_entry"))
-            within = f"row {row} of row group {piece.index}" if hasattr(piece, "index") else f"tree {piece.tree}"
+            within = f"row {row} of row group {piece.index}" if isinstance(piece, RowGroup) else f"tree {piece.tree}"
             return f"{piece.path}, {within} (entry {entry} of input file {file})"
         row -= jets.num_rows
     raise AssertionError(batch.rows[index])
