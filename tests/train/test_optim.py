@@ -98,5 +98,5 @@ def test_learning_rates_are_multiplied_by_name():
 
 
 def test_a_pattern_that_matches_nothing_is_an_error_with_the_nearest_names():
-    with pytest.raises(ConfigError, match=r"lr_mult: '0.weigh' matches no parameter; nearest: 0.weight"):
-        build_optimizer(nn.Sequential(nn.Linear(2, 2)), OptimConfig(lr_mult={"0.weigh": 0.1}))
+    with pytest.raises(ConfigError, match=r"lr_mult: '0.wieght' matches no parameter; nearest: 0.weight"):
+        build_optimizer(nn.Sequential(nn.Linear(2, 2)), OptimConfig(lr_mult={"0.wieght": 0.1}))

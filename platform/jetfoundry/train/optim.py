@@ -7,14 +7,13 @@ a token. `lr_mult` gives parameters whose name matches a regular expression anot
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from jetfoundry import config
-from jetfoundry.errors import ConfigError, nearest
+from jetfoundry.models.freezing import matching
 from jetfoundry.train.ranger import Ranger
 from jetfoundry.train.schedule import Shape
 
@@ -41,11 +40,6 @@ class OptimConfig:
             msg = f"wanted lr > 0, 0 <= warmup < 1, two betas, 0 <= ema < 1; got {self.lr}, {self.warmup}, "
             raise ValueError(msg + f"{self.betas}, {self.ema}")
         for pattern, factor in self.lr_mult.items():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                msg = f"lr_mult: {pattern!r} is not a regular expression: {error}"
-                raise ValueError(msg) from error
             if isinstance(factor, bool) or not isinstance(factor, int | float) or factor < 0:
                 msg = f"lr_mult: wanted a factor >= 0 for {pattern!r}, got {factor!r}"
                 raise ValueError(msg)
@@ -53,23 +47,19 @@ class OptimConfig:
 
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser for all parameters of `model` that want a gradient. Each of its groups has a `factor` on the
-    learning rate: that of the first pattern of `lr_mult` which matches the whole name, else 1.
+    learning rate: that of the first pattern of `lr_mult` which matches the name's beginning, as in weaver, else 1.
 
     Raises ConfigError, with the nearest names, for a pattern that matches nothing.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    used = set()
+    factors: dict[str, float] = {}
+    for pattern, factor in optim.lr_mult.items():
+        for name in matching([name for name, _ in named], pattern, "train.optim.lr_mult"):
+            factors.setdefault(name, float(factor))
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
-        pattern = next((pattern for pattern in optim.lr_mult if re.fullmatch(pattern, name)), None)
-        used.add(pattern)
         decay = optim.weight_decay if parameter.ndim >= 2 and "token" not in name.split(".")[-1] else 0.0
-        factor = 1.0 if pattern is None else float(optim.lr_mult[pattern])
-        groups.setdefault((decay, factor), []).append(parameter)
-    for pattern in optim.lr_mult:
-        if pattern not in used:
-            msg = f"train.optim.lr_mult: {pattern!r} matches no parameter; {nearest(pattern, [n for n, _ in named])}"
-            raise ConfigError(msg)
+        groups.setdefault((decay, factors.get(name, 1.0)), []).append(parameter)
     params: list[dict[str, Any]] = [
         {"params": members, "weight_decay": decay, "factor": factor}
         for (decay, factor), members in sorted(groups.items(), key=lambda item: item[0], reverse=True)
