@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from jetfoundry import config
 from jetfoundry.errors import ConfigError
+from jetfoundry.models import particle_transformer
 from jetfoundry.models.attention import Dropout
 from jetfoundry.models.particle_transformer import ParTConfig, ParticleTransformer
 from jetfoundry.models.presets import PRESETS
@@ -72,6 +73,26 @@ def test_scores_do_not_depend_on_the_order_of_particles_or_jets(small_config: Pa
     torch.testing.assert_close(model(*(x.flip(2) for x in batch)), scores)
     torch.testing.assert_close(model(*(x.flip(0) for x in batch)).flip(0), scores)
     torch.testing.assert_close(model(*(x[1:2] for x in batch)), scores[1:2])
+
+
+@pytest.mark.parametrize("lengths", [[5, 2, 3], [1, 1], [4, 0], [0, 1]])
+def test_packed_rows_and_padded_rows_give_the_same_scores_gradients_and_statistics(
+    no_dropout: ParTConfig, make_batch, monkeypatch, lengths: list[int]
+) -> None:
+    found = []
+    for padded in (False, True):
+        monkeypatch.setattr(particle_transformer, "padded_shapes", lambda values, padded=padded: padded)
+        model, (features, vectors, mask) = seeded(no_dropout, training=True).double(), make_batch(lengths, features=5)
+        for _ in range(2):  # the second time the running statistics differ from the batch's
+            model.zero_grad()
+            scores = model(features.double().masked_fill(~mask, math.nan), vectors.double(), mask)
+            scores.square().sum().backward()
+        found.append(
+            {"scores": scores} | {name: p.grad for name, p in model.named_parameters()} | dict(model.named_buffers())
+        )
+    packed, padded = found
+    for name, value in packed.items():
+        torch.testing.assert_close(padded[name], value, rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_pairs_matter(small_config: ParTConfig, make_batch) -> None:

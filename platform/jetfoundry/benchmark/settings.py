@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from jetfoundry.config import option
+from jetfoundry.train.compiled import Compile
 
 __all__ = ["BenchmarkConfig", "Compression", "Theme"]
 
@@ -32,6 +33,7 @@ class BenchmarkConfig:
     batch_size: int = option(512, "train, infer: jets of one batch")
     micro_batches: int = option(16, "train, infer: parts of our batch, sorted by length")
     device: str = option("cpu", "train, infer: cpu or cuda")
+    compile: Compile = option("off", "train, infer: also measure both networks with torch.compile: default, …")
     curves: int = option(0, "train: steps of the loss curves, 3 seeds for each side, to compare; 0 = none")
     work: Path = option(Path("data/benchmark"), "folder of the samples; kept, so that the next run starts at once")
     output: Path = option(Path("docs/benchmarks"), "folder of the report <theme>_<hardware>_<date>.md")

@@ -5,6 +5,7 @@ same jets in the same batches, same optimiser (AdamW) and precision, alternating
     jetfoundry, bf16    the same in automatic mixed precision
     weaver              the batch as it comes, padded to its longest jet; weaver's own trimmer is on, as by default
     weaver, sorted      our micro-batches given to weaver's network, with accumulated gradients: what sorting alone buys
+    …, compiled         the same with torch.compile, if asked for (`compile=default`)
 
 Batches are made before the clock starts. Dropout is on in training, and every step ends with the update of the weights.
 Ratios are of jets per second of wall time with all cores, since that is what a user waits for.
@@ -31,6 +32,7 @@ from jetfoundry.loading.batch import Batch, MicroBatch
 from jetfoundry.loading.pieces import read_pieces
 from jetfoundry.loading.window import choose_inputs, length_sorted
 from jetfoundry.models.presets import build, configure
+from jetfoundry.train.compiled import Compile, compile_network
 from jetfoundry.train.optim import OptimConfig
 from jetfoundry.train.step import Precision, Stepper, autocast, logits_of
 from jetfoundry.train.timing import PhaseTimer
@@ -62,6 +64,8 @@ def sides(cfg: BenchmarkConfig, shards: Path) -> list[Side]:
         "weaver, bf16": {"ours": False, "micro": 1, "precision": "bf16"},
         "weaver, sorted": {"ours": False, "micro": cfg.micro_batches},
     }
+    if cfg.compile != "off":
+        rungs |= {f"{name}, compiled": {**rungs[name], "how": cfg.compile} for name in ("jetfoundry", "weaver")}
     return [Side(name, _prepare, _run, {**where, **rung}, threads=0) for name, rung in rungs.items()]
 
 
@@ -126,15 +130,17 @@ class _Weaver(nn.Module):
 
 def _prepare(
     shards: str, features: str, jets: int, batch: int, preset: str, device: str, *, training: bool, ours: bool,
-    micro: int, precision: Precision = "off",
+    micro: int, precision: Precision = "off", how: Compile = "off",
 ) -> _State:  # fmt: skip
     batches = _batches(shards, features, jets, batch, micro)
     torch.manual_seed(_SEED)
     where = torch.device(device)
     network = _network(preset, batches, ours=ours).to(where).train(training)
+    compile_network(network, how)
     state = _State(network, batches, where, precision, Stepper(network, _OPTIM, precision, where) if training else None)
     few = [MicroBatch({n: x[:16] for n, x in m.inputs.items()}, m.labels[:16]) for m in batches[0].micro]
-    _work(state, [Batch(tuple(few), sum(len(m.labels) for m in few))] if where.type == "cpu" else batches)  # warm up
+    quick = where.type == "cpu" and how == "off"  # kernels are chosen, and networks compiled, for each shape
+    _work(state, [Batch(tuple(few), sum(len(m.labels) for m in few))] if quick else batches)  # warm up
     return state
 
 

@@ -9,6 +9,9 @@ The way of a batch (B jets, P particles, F features, D model dim, H heads, N pai
 4. class blocks: learned tokens, one or a few, read the particles -> norm -> one latent (B, D) for each
 5. heads: latent -> logits (B, C), and what further tasks want (`tasks.py`)
 
+On the CPU the first two steps run on packed rows, real particles and real pairs only. On a GPU they run on padded ones
+with a mask: sizes that depend on the content would make it wait for the host, and nothing could be compiled.
+
 Decided here: the content of padded slots never matters (it is zeroed first, NaN included); pair features carry no
 gradient to the four-vectors (ln deltaR of a particle with itself has none); the names of weights do not depend on
 how many tasks there are: the first task's stay `readout.*` and `head.*`, others come under `readouts` and `heads`.
@@ -19,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,9 +119,9 @@ class ParticleEmbedding(nn.Module):
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """(B, F, P) and mask (B, 1, P) -> (B, P, D), zero for padding."""
         real = mask.squeeze(1)  # (B, P)
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or padded_shapes(features):
             x = features.transpose(1, 2).masked_fill(~real[..., None], 0)  # (B, P, F)
-            return self.layers(self.norm(x)).masked_fill(~real[..., None], 0)
+            return self.layers(self.norm(x, real)).masked_fill(~real[..., None], 0)
         jet, slot = real.nonzero(as_tuple=True)
         rows = features[jet, :, slot].to(self.norm.weight.dtype)  # (particles, F)
         rows = self.layers(self.norm(rows))  # (particles, D)
@@ -146,11 +150,16 @@ class PairEmbedding(nn.Module):
             pairs = pair_features(particles[..., :, None], particles[..., None, :])  # (B, P, P, 4)
             bias = self._embed(pairs).movedim(-1, 1)
             return bias + mask_bias(mask, bias.dtype)[:, :, None, :]
+        embed = self._padded if padded_shapes(vectors) else self._packed
+        return embed(particles, mask)
+
+    def _packed(self, particles: Tensor, mask: Tensor) -> Tensor:
+        """Real pairs only, of all jets in one row."""
         real = mask.squeeze(1)  # (B, P)
         jet, a, b = (real[:, :, None] & real[:, None, :]).tril().nonzero(as_tuple=True)  # N pairs with a >= b
         length = real.shape[1]
         a, b = a + jet * length, b + jet * length  # particles counted through the batch
-        with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(particles.device.type, enabled=False):
             flat = particles.flatten(1)  # (7, B * P)
             pairs = pair_features(flat.index_select(1, a), flat.index_select(1, b))  # (N, 4)
         heads = self._embed(pairs)  # (N, H)
@@ -158,8 +167,44 @@ class PairEmbedding(nn.Module):
         bias = bias.index_copy(0, a * length + b % length, heads).index_copy(0, b * length + a % length, heads)
         return bias.view(*real.shape, length, -1).movedim(-1, 1).contiguous()  # (B * P * P, H) -> (B, H, P, P)
 
-    def _embed(self, pairs: Tensor) -> Tensor:
-        return self.layers(self.norm(pairs))
+    def _padded(self, particles: Tensor, mask: Tensor) -> Tensor:
+        """All T = P (P + 1) / 2 pairs of slots of every jet."""
+        real, length = mask.squeeze(1), mask.shape[-1]
+        a, b = torch.tril_indices(length, length, device=mask.device)  # (T,) each, a >= b
+        with torch.no_grad(), torch.autocast(particles.device.type, enabled=False):
+            pairs = pair_features(particles[..., a], particles[..., b])  # (B, T, 4)
+        heads = self._embed(pairs, real[:, a] & real[:, b])  # (B, T, H)
+        bias = _Mirror.apply(heads.transpose(1, 2), length).unflatten(-1, (length, length))  # (B, H, P, P)
+        return bias + mask_bias(mask, bias.dtype)[:, :, None, :]
+
+    def _embed(self, pairs: Tensor, real: Tensor | None = None) -> Tensor:
+        rows = self.norm(pairs, real)
+        for layer in self.layers:
+            rows = layer(rows, real) if isinstance(layer, LinearRenorm) else layer(rows)
+        return rows
+
+
+class _Mirror(torch.autograd.Function):
+    """Lower triangles (..., T) -> symmetric matrices (..., P * P). Both directions only gather: torch's own gradient of
+    the first would add up atomically, in an order of its own on every GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, lower: Tensor, length: int) -> Tensor:
+        ctx.length = length
+        slot = torch.arange(length, device=lower.device)
+        large, small = torch.maximum(slot[:, None], slot), torch.minimum(slot[:, None], slot)
+        return lower[..., (large * (large + 1) // 2 + small).flatten()]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (up,) = gradients
+        a, b = torch.tril_indices(ctx.length, ctx.length, device=up.device)
+        return up[..., a * ctx.length + b] + up[..., b * ctx.length + a] * (a != b), None
+
+
+def padded_shapes(values: Tensor) -> bool:
+    """Whether to compute on padded rows (see the module docstring)."""
+    return values.device.type != "cpu" or torch.compiler.is_compiling()
 
 
 class ClassReadout(nn.Module):
