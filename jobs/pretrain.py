@@ -3,10 +3,12 @@
     python jobs/pretrain.py                                     # the demo recipe; makes its simulated jets first
     python jobs/pretrain.py jobs/recipes/sophon.yaml data=… run=…
     python jobs/pretrain.py jobs/recipes/demo.yaml data='ntuples/*.root' run=…      # without shards: for a first look
+    python jobs/pretrain.py jobs/recipes/sophon.yaml … find_lr=true             # only look for a good learning rate
     ray job submit --runtime-env cluster/runtime_env.yaml -- \\
         python jobs/pretrain.py jobs/recipes/sophon.yaml data=/shared/shards run=/shared/runs/sophon
 
-The same command on the same run folder continues from the last checkpoint. A submitted job runs in a temporary copy of
+The same command on the same run folder continues from the last checkpoint. SIGTERM or SIGUSR1 (of a batch system, say)
+or a file `stop` in the run folder ends the run with a checkpoint. A submitted job runs in a temporary copy of
 the checkout: give it absolute paths on storage that all nodes see.
 """
 
@@ -21,11 +23,13 @@ from jetfoundry.data.ingest import IngestConfig, ingest
 from jetfoundry.downstream.embeddings import embed
 from jetfoundry.downstream.reporting import evaluation_plots, result_table, write_report
 from jetfoundry.errors import CheckpointError
+from jetfoundry.evaluate import plots
 from jetfoundry.evaluate.tables import terminal_table
 from jetfoundry.evaluate.validation import EvaluationConfig, discriminants_of, evaluate_scores
 from jetfoundry.features.transform import load_data_config
 from jetfoundry.loading.pieces import is_shard_folder
 from jetfoundry.models.checkpoints import load_model
+from jetfoundry.train.lr_finder import find_learning_rate
 from jetfoundry.train.ray_train import plan, pretrain
 from jetfoundry.train.recipe import MAY_CHANGE, Recipe
 
@@ -64,6 +68,16 @@ def evaluate(recipe: Recipe, run: Path, sample: str, spec: dict[str, Any]) -> di
     return figures
 
 
+def find_lr(recipe: Recipe, run: Path, sample: str, spec: dict[str, Any]) -> int:
+    """Look for a good learning rate; the run itself is left as it is."""
+    found = find_learning_rate(recipe, spec)
+    files.write_json(run / "find_lr" / "range_test.json", found._asdict())
+    with files.committed(run / "find_lr" / "range_test.png") as temporary:
+        temporary.write_bytes(plots.png(plots.learning_rates(found.rows(), found.suggestion, sample)))
+    print(f"suggested: train.optim.lr={found.suggestion:.1e}; curve: {run / 'find_lr' / 'range_test.png'}")
+    return cli.EXIT_OK
+
+
 def main(recipe: Recipe) -> int:
     with ray_session.session(recipe.ray.address, recipe.ray.num_cpus, recipe.ray.object_store_gb):
         prepare(recipe)
@@ -72,6 +86,8 @@ def main(recipe: Recipe) -> int:
         spec["discriminants"] = [[d.name, d.signal, d.background, d.weights] for d in chosen]
         run = runs.open_run(recipe.run, recipe, MAY_CHANGE)
         sample = recipe.sample or spec["sample"]
+        if recipe.find_lr:
+            return find_lr(recipe, run, sample, spec)
         done = files.read_json(run / "summary.json") if (run / "summary.json").exists() else {}
         if done and done["identity"] != spec["identity"]:
             msg = f"{run} is finished, with other data, features or architecture; choose another run folder"

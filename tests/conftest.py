@@ -207,14 +207,17 @@ def _toy_jets(number: int, seed: int = 0, labels: tuple[int, ...] = (0, 187), fi
 
 @pytest.fixture(scope="session")
 def toy_shards(toy_jets: Callable[..., pa.Table]) -> Callable[..., Path]:
-    """`toy_shards(folder, train=300, val=100)`: toy jets as a shard folder, laid out as ingest does it."""
+    """`toy_shards(folder, train=300, val=100)`: toy jets, or those of another function of (number, seed, labels), as a
+    shard folder, laid out as ingest does it."""
     from jetfoundry import files
     from jetfoundry.data import shards
 
-    def make(folder: Path, labels: tuple[int, ...] = (0, 187), row_group: int = 50, **splits: int) -> Path:
+    def make(
+        folder: Path, labels: tuple[int, ...] = (0, 187), row_group: int = 50, jets: Any = toy_jets, **splits: int
+    ) -> Path:
         parts, digests = {}, []
         for seed, (split, number) in enumerate(splits.items()):
-            table = toy_jets(number, seed, labels)
+            table = jets(number, seed, labels)
             at = {"source_file": pa.array(np.full(number, seed, np.int32)), "source_entry": pa.array(np.arange(number))}
             record = shards.write_shard(
                 folder,

@@ -14,6 +14,7 @@ import pytest
 
 from jetfoundry import cli, config, files
 from jetfoundry.data.ingest import IngestConfig
+from jetfoundry.downstream.comparison import ComparisonConfig
 from jetfoundry.downstream.export import ExportConfig
 from jetfoundry.downstream.score_files import ScoreConfig
 from jetfoundry.downstream.transfer import TransferConfig
@@ -25,10 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # Flags only ever grow; this list makes each one a decision.
 FLAGS = {
     IngestConfig: 22,
-    Recipe: 51,
+    Recipe: 60,
     TransferConfig: 11,
     ScoreConfig: 9,
     ExportConfig: 5,
+    ComparisonConfig: 28,
 }
 
 
@@ -55,6 +57,7 @@ LOGS = {
     "evaluate": ("downstream.score_files.score_files", "model.onnx input=*.root output=out/s.parquet", "out/s.log.txt"),
     "export": ("data.shards.open_shards", "out data=.", "out/log.txt"),
     "benchmark": ("benchmark.themes.run", "ingest work=out", "out/log.txt"),
+    "compare": ("downstream.comparison.trainings_of", "runs=out", "out/log.txt"),
 }
 
 

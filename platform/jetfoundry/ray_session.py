@@ -22,7 +22,16 @@ from typing import Any
 from jetfoundry import config
 from jetfoundry.errors import ClusterError, JetFoundryError
 
-__all__ = ["RayConfig", "available_cpus", "available_gpus", "own_error", "raise_own", "session", "usable_cores"]
+__all__ = [
+    "RayConfig",
+    "available_cpus",
+    "available_gpus",
+    "in_job",
+    "own_error",
+    "raise_own",
+    "session",
+    "usable_cores",
+]
 
 # A session's socket path may not exceed 107 bytes and Ray appends some 66 to the temporary root.
 _LONGEST_TEMP_ROOT = 40
@@ -100,7 +109,7 @@ def _own_errors() -> Iterator[None]:
 
 
 def _arguments(address: str, num_cpus: int, object_store_gb: float) -> dict[str, Any]:
-    if not address and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # set by Ray's job manager
+    if not address and in_job():
         address = "auto"
     if address and address != "local":
         return {"address": address}
@@ -115,6 +124,11 @@ def _arguments(address: str, num_cpus: int, object_store_gb: float) -> dict[str,
     if len(str(root)) > _LONGEST_TEMP_ROOT:
         arguments["_temp_dir"] = "/tmp/ray"
     return arguments
+
+
+def in_job() -> bool:
+    """Whether this process was started by Ray's job manager, on a cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def usable_cores() -> int:

@@ -29,7 +29,7 @@ _PACKAGES = (
     "onnx", "onnxruntime", "pythia8mc", "fastjet",
 )  # fmt: skip
 
-_NO_RESULTS = ("config.yaml", LOG, ".lock", ".tasks.lock")  # with nothing else there, nothing was made of it yet
+_NO_RESULTS = ("config.yaml", LOG, ".lock", ".tasks.lock", "find_lr")  # nothing was made of it yet
 
 
 def open_run(folder: str | Path, configuration: Any, may_change: Sequence[str] = ()) -> Path:

@@ -70,6 +70,16 @@ def test_the_padding_share_counts_empty_slots(features):
     assert after < before / 2
 
 
+def test_a_length_step_rounds_up_the_padding_and_nothing_else(features):
+    jets = np.arange(32)
+    tight, stepped = length_sorted(features, jets, 4), length_sorted(features, jets, 4, 8)
+    lengths = [micro.inputs["pf_mask"].shape[-1] for micro in tight.micro]
+    assert [micro.inputs["pf_mask"].shape[-1] for micro in stepped.micro] == [-(-length // 8) * 8 for length in lengths]
+    for a, b, length in zip(tight.micro, stepped.micro, lengths, strict=True):
+        assert not b.inputs["pf_mask"][..., length:].any()
+        assert torch.equal(a.inputs["pf_features"], b.inputs["pf_features"][..., :length])
+
+
 YAML = {
     "new_variables": {"part_mask": "ak.ones_like(part_energy)", "gen_pt": "np.hypot(genpart_px, genpart_py)"},
     "inputs": {

@@ -75,20 +75,20 @@ def test_loss_of_two_jets_is_that_of_a_hand_calculation() -> None:
     found = contrastive_loss(jet, gen, torch.tensor(2.0))
     to_gen = (math.log(1 + math.exp(1.2 - 2)) + math.log(1 + math.exp(0 - 1.6))) / 2  # cosines (1, .6), (0, .8)
     to_jet = (math.log(1 + math.exp(0 - 2)) + math.log(1 + math.exp(1.2 - 1.6))) / 2
-    assert found.loss.item() == pytest.approx(to_gen + to_jet, rel=1e-6)
-    assert contrastive_loss(jet, gen, torch.tensor(2.0), symmetric="mean").loss.item() == pytest.approx(
+    assert found.loss.mean().item() == pytest.approx(to_gen + to_jet, rel=1e-6)
+    assert contrastive_loss(jet, gen, torch.tensor(2.0), symmetric="mean").loss.mean().item() == pytest.approx(
         (to_gen + to_jet) / 2, rel=1e-6
     )
-    assert found.accuracy == 1
+    assert found.found.all()
 
 
 @pytest.mark.parametrize(("number", "wanted"), [(512, 12.48), (2048, 15.25)])
 def test_random_projections_cost_twice_the_logarithm_of_their_number(number: int, wanted: float) -> None:
     jet, gen = projections(number)
     found = contrastive_loss(jet, gen, torch.tensor(1.0))
-    assert found.loss.item() == pytest.approx(wanted, abs=0.02)
-    assert found.loss.item() == pytest.approx(2 * math.log(number), abs=0.02)
-    assert found.accuracy < 5 / number
+    assert found.loss.mean().item() == pytest.approx(wanted, abs=0.02)
+    assert found.loss.mean().item() == pytest.approx(2 * math.log(number), abs=0.02)
+    assert found.found.sum() < 5
 
 
 def test_a_jet_that_is_drawn_twice_is_no_negative_of_itself() -> None:
@@ -102,16 +102,16 @@ def test_a_jet_that_is_drawn_twice_is_no_negative_of_itself() -> None:
     extra = [torch.cat((c, c[:, 2:3]), 1) for c in once]  # the others meet the jet twice
     for c in extra:
         c[2, 6] = -torch.inf
-    assert found.loss.item() == pytest.approx(sum(rows(c).item() for c in extra), rel=1e-5)
-    assert found.loss < contrastive_loss(jet[twice], gen[twice], torch.tensor(5.0)).loss
+    assert found.loss.mean().item() == pytest.approx(sum(rows(c).item() for c in extra), rel=1e-5)
+    assert found.loss.mean() < contrastive_loss(jet[twice], gen[twice], torch.tensor(5.0)).loss.mean()
 
 
 def test_retrieval_counts_the_jets_that_find_their_own_particles() -> None:
     jet, gen = projections(8)
-    assert contrastive_loss(jet, jet, torch.tensor(1.0)).accuracy == 1
-    assert contrastive_loss(jet, jet.roll(1, 0), torch.tensor(1.0)).accuracy == 0
+    assert contrastive_loss(jet, jet, torch.tensor(1.0)).found.all()
+    assert not contrastive_loss(jet, jet.roll(1, 0), torch.tensor(1.0)).found.any()
     half = torch.cat((jet[:4], -jet[4:]))
-    assert contrastive_loss(jet, half, torch.tensor(1.0)).accuracy == 0.5
+    assert contrastive_loss(jet, half, torch.tensor(1.0)).found.tolist() == [True] * 4 + [False] * 4
     assert contrastive_loss(jet[:1], gen[:1], torch.tensor(1.0)).loss == 0  # one jet has nothing to be confused with
 
 
@@ -119,7 +119,7 @@ def test_loss_is_computed_in_float32_under_autocast() -> None:
     jet, gen = projections(32)
     wanted = contrastive_loss(jet, gen, torch.tensor(14.3)).loss
     with torch.autocast("cpu", torch.bfloat16):
-        assert contrastive_loss(jet, gen, torch.tensor(14.3)).loss == wanted
+        assert contrastive_loss(jet, gen, torch.tensor(14.3)).loss.equal(wanted)
 
 
 def seeded(config: ContrastiveConfig = SMALL) -> ContrastiveTransformer:
@@ -141,9 +141,9 @@ def test_without_particles_of_the_generator_it_is_the_jet_network() -> None:
 def test_losses_are_weighted_and_every_parameter_gets_a_gradient() -> None:
     model, batch, labels = seeded().train(), toy(8, 0), torch.arange(8) % 3
     batch[3][0] = 0  # a jet without particles of the hard process: the learned token stands in
-    losses = model.loss(model(*batch), labels)
-    assert losses.total.item() == pytest.approx((0.1 * losses.contrastive + losses.classification).item(), rel=1e-6)
-    losses.total.backward()
+    losses = model.losses(model(*batch), labels)
+    torch.testing.assert_close(losses.total, 0.1 * losses.figures["contrastive_loss"] + losses.classification)
+    losses.total.mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -164,7 +164,7 @@ def test_a_learned_temperature_is_trained_and_bounded_a_fixed_one_is_not() -> No
         model = seeded(dataclasses.replace(SMALL, learn_temperature=learn)).train()
         assert ("log_scale" in dict(model.named_parameters())) is learn
         assert "log_scale" in model.state_dict()
-        model.loss(model(*batch), labels).total.backward()
+        model.losses(model(*batch), labels).total.mean().backward()
         if learn:
             assert model.log_scale.grad.abs() > 0
             with torch.no_grad():
@@ -197,10 +197,10 @@ def backward(mine: slice, negatives: str, wrap: Callable[[nn.Module], nn.Module]
     model = seeded(dataclasses.replace(SMALL, negatives=negatives, learn_temperature=True)).eval()
     batch = [x[DRAWN][mine] for x in toy(8, 0)]
     wrapped = wrap(model)  # it has to live until the backward pass
-    losses = model.loss(wrapped(*batch), (DRAWN % 3)[mine], DRAWN[mine])
-    losses.total.backward()
+    losses = model.losses(wrapped(*batch), (DRAWN % 3)[mine], DRAWN[mine])
+    losses.total.mean().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return {"gradients": gradients, "retrieval": losses.retrieval, "contrastive": losses.contrastive}
+    return {"gradients": gradients, "figures": {name: values.mean() for name, values in losses.figures.items()}}
 
 
 RANK = """
@@ -231,8 +231,8 @@ def test_two_ranks_have_the_gradients_of_one_with_all_their_jets(tmp_path: Path)
     for rank in two:
         for name, wanted in one["gradients"].items():
             torch.testing.assert_close(rank["gradients"][name], wanted, atol=1e-6, rtol=1e-4, msg=name)
-    for figure in ("contrastive", "retrieval"):
-        assert sum(rank[figure].item() for rank in two) / 2 == pytest.approx(one[figure].item(), rel=1e-5)
+    for name, wanted in one["figures"].items():
+        assert sum(rank["figures"][name].item() for rank in two) / 2 == pytest.approx(wanted.item(), rel=1e-5)
     halves = [backward(slice(4 * half, 4 * half + 4), "local", lambda model: model) for half in range(2)]
     local = {name: (halves[0]["gradients"][name] + halves[1]["gradients"][name]) / 2 for name in one["gradients"]}
     assert max((local[name] - wanted).abs().max() for name, wanted in one["gradients"].items()) > 1e-3
@@ -242,7 +242,7 @@ def retrieval(model: ContrastiveTransformer, seed: int, shuffle: bool) -> float:
     *jets, gen = toy(64, seed)
     with torch.no_grad():
         outputs = model.eval()(*jets, gen.roll(1, 0) if shuffle else gen)
-    return contrastive_loss(outputs.jet, outputs.gen, outputs.scale).accuracy.item()
+    return model.contrast(outputs).found.float().mean().item()
 
 
 @pytest.mark.slow
@@ -256,7 +256,7 @@ def test_jets_are_found_by_their_hard_process_and_by_nothing_else(shuffle: bool)
         *jets, gen = toy(64, 1000 + step)
         optimiser.zero_grad()
         outputs = model.train()(*jets, gen.roll(1, 0) if shuffle else gen)
-        model.loss(outputs, torch.zeros(64, dtype=torch.long)).total.backward()
+        model.losses(outputs, torch.zeros(64, dtype=torch.long)).total.mean().backward()
         optimiser.step()
     found = sum(retrieval(model, seed, shuffle) for seed in range(16)) / 16
     if shuffle:

@@ -32,6 +32,7 @@ class BenchmarkConfig:
     preset: str = option("sophon", "train, infer: preset of the Particle Transformer")
     batch_size: int = option(512, "train, infer: jets of one batch")
     micro_batches: int = option(16, "train, infer: parts of our batch, sorted by length")
+    length_step: int = option(1, "train, infer: pad our micro-batches to multiples of so many particles")
     device: str = option("cpu", "train, infer: cpu or cuda")
     compile: Compile = option("off", "train, infer: also measure both networks with torch.compile: default, …")
     curves: int = option(0, "train: steps of the loss curves, 3 seeds for each side, to compare; 0 = none")

@@ -56,7 +56,8 @@ class _State:
 def sides(cfg: BenchmarkConfig, shards: Path) -> list[Side]:
     """All sides of the theme `train` or `infer`, on the train split of a shard folder."""
     where = {"shards": str(shards), "features": cfg.features, "jets": cfg.jets, "batch": cfg.batch_size,
-             "preset": cfg.preset, "training": cfg.theme == "train", "device": cfg.device}  # fmt: skip
+             "preset": cfg.preset, "training": cfg.theme == "train", "device": cfg.device,
+             "step": cfg.length_step}  # fmt: skip
     rungs: dict[str, dict[str, Any]] = {
         "jetfoundry": {"ours": True, "micro": cfg.micro_batches},
         "jetfoundry, bf16": {"ours": True, "micro": cfg.micro_batches, "precision": "bf16"},
@@ -87,7 +88,7 @@ def losses(cfg: BenchmarkConfig, shards: Path, seeds: int, steps: int) -> dict[s
     return found
 
 
-def _batches(shards: str, features: str, jets: int, size: int, micro: int) -> list[Batch]:
+def _batches(shards: str, features: str, jets: int, size: int, micro: int, step: int = 1) -> list[Batch]:
     """Batches of `size` random jets."""
     data = choose_inputs(load_data_config(features, scheme="sophon188"), _INPUTS)
     pieces, rows = [], 0
@@ -98,7 +99,7 @@ def _batches(shards: str, features: str, jets: int, size: int, micro: int) -> li
             break
     found = data.apply(read_pieces(pieces, data.columns), training=True)
     order = np.random.default_rng(_SEED).permutation(len(found))[: max(1, jets // size) * size]
-    return [length_sorted(found, order[begin : begin + size], micro) for begin in range(0, len(order), size)]
+    return [length_sorted(found, order[begin : begin + size], micro, step) for begin in range(0, len(order), size)]
 
 
 def _network(preset: str, batches: list[Batch], *, ours: bool) -> nn.Module:
@@ -129,10 +130,10 @@ class _Weaver(nn.Module):
 
 
 def _prepare(
-    shards: str, features: str, jets: int, batch: int, preset: str, device: str, *, training: bool, ours: bool,
-    micro: int, precision: Precision = "off", how: Compile = "off",
+    shards: str, features: str, jets: int, batch: int, preset: str, device: str, step: int, *, training: bool,
+    ours: bool, micro: int, precision: Precision = "off", how: Compile = "off",
 ) -> _State:  # fmt: skip
-    batches = _batches(shards, features, jets, batch, micro)
+    batches = _batches(shards, features, jets, batch, micro, step if ours else 1)
     torch.manual_seed(_SEED)
     where = torch.device(device)
     network = _network(preset, batches, ours=ours).to(where).train(training)

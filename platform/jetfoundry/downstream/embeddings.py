@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +56,32 @@ class Embeddings:
 
 
 def embed(
-    model: Path, data: str | Path | JetSet, split: str, cache: Path, *, workers: int = 1, device: str = "cpu"
+    model: Path,
+    data: str | Path | JetSet,
+    split: str,
+    cache: Path,
+    *,
+    workers: int = 1,
+    device: str = "cpu",
+    tokens: Sequence[str] = (),
 ) -> Embeddings:
     """Embed a split of the jets in `data` with the network at `model`; what the cache holds is only read.
 
-    `data` is a shard folder, ROOT or Parquet files as `open_jet_set` takes them, or that split of them, open.
+    `data` is a shard folder, ROOT or Parquet files as `open_jet_set` takes them, or that split of them, open. The
+    latent is that of the network's first class token, or of these `tokens`.
     """
     jets = open_jet_set(str(data), split, count=False) if isinstance(data, (str, Path)) else data
     parts = [tuple(part) for _, part in itertools.groupby(map(_absolute, jets.row_groups), lambda piece: piece.path)]
     if not parts:
         msg = f"{jets.folder}: the {split} split holds no jets to embed"
         raise InputError(msg)
-    key = _key(model, jets)
+    key = _key(model, jets, tokens)
     folder = (cache / key / split).resolve()
     outputs = [str(folder / _name(number, part[0])) for number, part in enumerate(parts)]
     todo = [number for number, path in enumerate(outputs) if not Path(path).exists()]
     if todo:
-        _run([(parts[number], outputs[number]) for number in todo], model, jets, workers, device)
+        network = {"model": str(model.resolve()), "device": device, "tokens": tuple(tokens)}
+        _run([(parts[number], outputs[number]) for number in todo], network, jets, workers)
     tables = [pq.read_table(path) for path in outputs]
     return Embeddings(
         latent=np.concatenate([_matrix(table, "latent") for table in tables]),
@@ -94,23 +103,23 @@ def _name(number: int, piece: Piece) -> str:
     return piece.path.name if isinstance(piece, RowGroup) else f"file-{number:05d}.parquet"
 
 
-def _key(model: Path, jets: JetSet) -> str:
-    network = open_network(model)
-    text = f"{network.hash} {network.data.hash} {jets.manifest_hash}"
+def _key(model: Path, jets: JetSet, tokens: Sequence[str]) -> str:
+    network = open_network(model, tokens=tokens)
+    text = " ".join((network.hash, network.data.hash, jets.manifest_hash, *tokens))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _run(todo: Sequence[tuple[tuple[Piece, ...], str]], model: Path, jets: JetSet, workers: int, device: str) -> None:
+def _run(todo: Sequence[tuple[tuple[Piece, ...], str]], network: Mapping[str, Any], jets: JetSet, workers: int) -> None:
     import ray.data
     import ray.exceptions
 
     items = [{"number": number} for number in range(len(todo))]
     dataset = ray.data.from_items(items, override_num_blocks=len(todo)).map(
         EmbedShard,
-        fn_constructor_kwargs={"todo": todo, "model": str(model.resolve()), "device": device},
+        fn_constructor_kwargs={"todo": todo, **network},
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo))),
         num_cpus=1,
-        num_gpus=1 if device == "cuda" else 0,
+        num_gpus=1 if network["device"] == "cuda" else 0,
     )
     with tqdm(total=jets.rows, unit=" jets", unit_scale=True, desc=f"embed {jets.split}", mininterval=1.0) as bar:
         try:
@@ -124,8 +133,10 @@ def _run(todo: Sequence[tuple[tuple[Piece, ...], str]], model: Path, jets: JetSe
 class EmbedShard:
     """The actor: opens the network once, embeds shard after shard of `todo` (pieces, path of the embedding)."""
 
-    def __init__(self, todo: Sequence[tuple[tuple[Piece, ...], str]], model: str, device: str) -> None:
-        self._todo, self._network = todo, open_network(model, device)
+    def __init__(
+        self, todo: Sequence[tuple[tuple[Piece, ...], str]], model: str, device: str, tokens: Sequence[str]
+    ) -> None:
+        self._todo, self._network = todo, open_network(model, device, tokens)
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         pieces, path = self._todo[job["number"]]

@@ -13,6 +13,7 @@ import torch
 from jetfoundry import config
 from jetfoundry.errors import InputError
 from jetfoundry.features.transform import load_data_config
+from jetfoundry.loading.window import choose_inputs
 from jetfoundry.models.checkpoints import ModelFile
 from jetfoundry.models.presets import MODELS
 
@@ -35,13 +36,13 @@ class ExportConfig:
 def padded_batches(model: ModelFile, jets: pa.Table) -> list[tuple[torch.Tensor, ...]]:
     """Inputs of the selected jets in batches of several sizes, each padded to its own longest jet."""
     data = load_data_config(config.parse_yaml(model.data_yaml, "data YAML of the model"), known=None)
-    features = data.apply(jets, training=False, labels=False)
+    network: Any = MODELS[model.model_name][1]
+    features = choose_inputs(data, network.inputs).apply(jets, training=False, labels=False)
     number = len(features.rows)
     if number == 0:
         msg = f"none of the {jets.num_rows} jets passes the selection of the model's data YAML"
         raise InputError(msg)
     edges = np.minimum(np.cumsum([0, *_BATCHES]), number)
     parts = [np.arange(begin, end) for begin, end in itertools.pairwise(edges) if end > begin]
-    network: Any = MODELS[model.model_name][1]
     padded, names = (features.pad_all(part) for part in parts), network.inputs
     return [tuple(torch.from_numpy(inputs[name]) for name in names) for inputs in padded]

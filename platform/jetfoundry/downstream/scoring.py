@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import pyarrow as pa
 import torch
 
 from jetfoundry import config
+from jetfoundry.errors import ConfigError, nearest
 from jetfoundry.features.transform import DataConfig, load_data_config
+from jetfoundry.loading.window import choose_inputs
 from jetfoundry.models.checkpoints import load_model
 
 __all__ = ["Floats", "Network", "Scored", "as_lists", "open_network", "score_table"]
@@ -51,22 +53,35 @@ class Scored:
     latent: Floats
 
 
-def open_network(path: str | Path, device: str = "cpu") -> Network:
-    """Open `model.pt`, a run folder that holds one, or an exported `.onnx` file."""
+def open_network(path: str | Path, device: str = "cpu", tokens: Sequence[str] = ()) -> Network:
+    """Open `model.pt`, a run folder that holds one, or an exported `.onnx` file.
+
+    With `tokens`, names of class tokens of a `model.pt`, the latent is theirs, one after the other, instead of the
+    first token's; ConfigError if there is no such token.
+    """
     path = Path(path)
     if path.suffix == ".onnx":
         return _open_onnx(path)
     file = load_model(path / "model.pt" if path.is_dir() else path)
     model: Any = file.build().to(device)
+    known = [task.reads for task in getattr(getattr(model, "jet", model).config, "all_tasks", ())]
+    for name in tokens:
+        if name not in known:
+            msg = f"{path}: the network has no class token {name!r}; {nearest(name, known)}"
+            raise ConfigError(msg)
 
     def run(inputs: Mapping[str, Floats]) -> tuple[Floats, Floats]:
         with torch.inference_mode():
             *values, mask = (torch.from_numpy(inputs[name]).to(device) for name in model.inputs)
-            latent = model.latent(*values, mask > 0)
-            return model.head(latent).float().cpu().numpy(), latent.float().cpu().numpy()
+            latents = model.latents(*values, mask > 0) if tokens else {}
+            latent = latents[known[0]] if tokens else model.latent(*values, mask > 0)
+            wanted = torch.cat([latents[name] for name in tokens], 1) if tokens else latent
+            return model.head(latent).float().cpu().numpy(), wanted.float().cpu().numpy()
 
     data = load_data_config(config.parse_yaml(file.data_yaml, f"data YAML in {path}"), known=None)
-    return Network(data, tuple(file.classes), file.hash, file.model_config.dim, model.inputs, run)
+    data = choose_inputs(data, model.inputs)
+    width = file.model_config.dim * max(1, len(tokens))
+    return Network(data, tuple(file.classes), file.hash, width, model.inputs, run)
 
 
 def _open_onnx(path: Path) -> Network:
@@ -79,9 +94,10 @@ def _open_onnx(path: Path) -> Network:
         scores, latent = session.run(["scores", "latent"], dict(inputs))
         return np.log(np.maximum(scores, np.finfo(np.float32).tiny)), latent
 
-    data = load_data_config(config.parse_yaml(meta["data_yaml"], f"data YAML in {path}"), known=None)
     width = session.get_outputs()[1].shape[1]
     inputs = tuple(value.name for value in session.get_inputs())
+    data = load_data_config(config.parse_yaml(meta["data_yaml"], f"data YAML in {path}"), known=None)
+    data = choose_inputs(data, inputs)
     return Network(data, tuple(json.loads(meta["classes"])), meta["model_hash"], width, inputs, run)
 
 

@@ -45,6 +45,9 @@ class TransferConfig:
     backbone: str = config.option("runs/demo", "run folder of the pre-trained backbone")
     data: str = config.option("", "shards, '' = those that the backbone was trained on")
     output: str = config.option("", "result folder, '' = <backbone>/transfer/<name of the tasks file>")
+    tokens: tuple[str, ...] = config.option(
+        (), "class tokens that probes read, none = the first; e.g. [classification, contrastive]"
+    )
     seeds: int = config.option(2, "repetitions of every trial")
     evaluate_split: str = config.option("val", "split that the figures come from: val or test")
     embed_workers: int = config.option(0, "actors that embed jets, 0 = all CPUs")
@@ -67,7 +70,10 @@ def transfer(options: TransferConfig, data: str, folder: Path, workers: int, sam
     tasks = load_tasks(options.tasks)
     model = Path(options.backbone) / "model.pt"
     cache = Path(options.backbone) / "embeddings"
-    train, evaluate = (embed(model, data, split, cache, workers=workers) for split in ("train", options.evaluate_split))
+    train, evaluate = (
+        embed(model, data, split, cache, workers=workers, tokens=options.tokens)
+        for split in ("train", options.evaluate_split)
+    )
     prepared = {task.name: task_data(task, train, evaluate) for task in tasks}
     trials = fan_out(tasks, prepared, options.seeds, folder, cpus_per_trial=options.cpus_per_trial)
     classes = open_network(model).classes

@@ -48,6 +48,8 @@ _FONT = ["TeX Gyre Heros", "DejaVu Sans"]  # the first is what the experiments p
 _PANELS: dict[str, dict[str, str]] = {
     "cross-entropy loss [nats]": {"loss": "training", "val_loss": "validation"},
     "accuracy": {"val_accuracy": "validation"},
+    "contrastive loss [nats]": {"contrastive_loss": "training", "val_contrastive_loss": "validation"},
+    "jets that find their particles": {"retrieval": "training", "val_retrieval": "validation"},
 }
 
 _PARTICLES = {
@@ -99,6 +101,21 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], sample: str = "", x: str 
         axes.set_ylabel(label)
         _legend(axes)
         styled(axes, sample if i == 0 else "")
+    return finished(figure)
+
+
+def learning_rates(rows: Sequence[Mapping[str, float]], suggestion: float, sample: str = "") -> Figure:
+    """Loss and its running average against the learning rate of a range test, with the suggested rate."""
+    figure = _figure(4.6, 3.6)
+    axes = figure.add_subplot()
+    for key, name, colour in (("loss", "loss", "0.75"), ("smoothed", "running average", COLOURS[0])):
+        axes.plot(*_points(rows, "lr", key), color=colour, linewidth=1.5, label=name)
+    axes.axvline(suggestion, color=COLOURS[2], linestyle="--", linewidth=1, label=f"suggested: {suggestion:.1e}")
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    _legend(axes)
+    styled(axes, sample)
     return finished(figure)
 
 

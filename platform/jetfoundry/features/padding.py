@@ -108,10 +108,11 @@ class Features:
         return {name: padded[name] for name in self.inputs}
 
     def slots(
-        self, jets: npt.ArrayLike, length: int | None = None
+        self, jets: npt.ArrayLike, length: int | None = None, multiple: int = 1
     ) -> Iterator[tuple[npt.NDArray[np.float32], dict[str, slice]]]:
         """Store by store, the padded jets as they lie in memory, (b, P, F), with the variables of all its inputs side
-        by side, and which are whose. Inputs of jet quantities: (b, F)."""
+        by side, and which are whose. Inputs of jet quantities: (b, F). P = `length`, else the next `multiple` from the
+        longest of these jets on."""
         chosen = np.asarray(jets, np.int64)
         which: dict[int, list[str]] = {}
         for name, flat in self.inputs.items():
@@ -119,15 +120,16 @@ class Features:
         for names in which.values():
             flat = self.inputs[names[0]]
             variables = {name: self.inputs[name].variables for name in names}
-            yield self._slots(flat.store, flat.group, chosen, length), variables
+            yield self._slots(flat.store, flat.group, chosen, length, multiple), variables
 
     @staticmethod
     def _slots(
-        store: Store, group: InputGroup, jets: npt.NDArray[np.int64], length: int | None
+        store: Store, group: InputGroup, jets: npt.NDArray[np.int64], length: int | None, multiple: int = 1
     ) -> npt.NDArray[np.float32]:
         if group.length is None:
             return store.particles.take(store.starts[jets], axis=0)
-        return store.particles.take(store.source(jets, length or int(store.counts[jets].max(initial=1))), axis=0)
+        longest = int(store.counts[jets].max(initial=1))
+        return store.particles.take(store.source(jets, length or -(-longest // multiple) * multiple), axis=0)
 
     def take(self, jets: npt.ArrayLike) -> Features:
         """The given jets (indices into this block), in that order. `nonfinite` stays that of the whole block."""

@@ -51,6 +51,7 @@ class LoaderConfig:
     )
     batch_size: int = config.option(512, "jets of one optimiser step on one worker, at most")
     micro_batches: int = config.option(4, "parts of a batch, sorted by length, each padded to its longest jet")
+    length_step: int = config.option(1, "pad micro-batches to multiples of so many particles: few shapes to compile")
     window: int = config.option(16_000, "jets read and mixed at once, in whole row groups")
     prefetch: int = config.option(4, "batches prepared ahead in a thread, 0 = none")
     ray_tasks: int = config.option(2, "feed=ray: windows made at the same time for one worker, one CPU each")
@@ -60,9 +61,9 @@ class LoaderConfig:
         if not 1 <= self.micro_batches <= self.batch_size:
             msg = f"wanted 1 <= micro_batches <= batch_size, got {self.micro_batches} and {self.batch_size}"
             raise ValueError(msg)
-        if self.window < 1 or self.prefetch < 0 or self.ray_tasks < 1:
-            msg = f"window {self.window} and ray_tasks {self.ray_tasks} must be >= 1, prefetch {self.prefetch} >= 0"
-            raise ValueError(msg)
+        if min(self.window, self.ray_tasks, self.length_step) < 1 or self.prefetch < 0:
+            msg = f"window {self.window}, ray_tasks {self.ray_tasks} and length_step {self.length_step} must be >= 1, "
+            raise ValueError(msg + f"prefetch {self.prefetch} >= 0")
 
 
 def training_batches(
@@ -141,7 +142,9 @@ def uses_per_pass(jets: JetSet, data: DataConfig, sampling: SamplingConfig) -> J
 
 
 def _maker(data: DataConfig, loader: LoaderConfig, uses: JetUses | None = None) -> BatchMaker:
-    return BatchMaker(choose_inputs(data, loader.inputs), loader.batch_size, loader.micro_batches, uses)
+    return BatchMaker(
+        choose_inputs(data, loader.inputs), loader.batch_size, loader.micro_batches, uses, loader.length_step
+    )
 
 
 def _feed(maker: BatchMaker, windows: Iterator[Window], loader: LoaderConfig) -> Iterator[Iterator[Batch]]:

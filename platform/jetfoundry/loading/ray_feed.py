@@ -112,7 +112,8 @@ class _Task:
 
 def encode(batch: Batch, window: int = 0) -> pa.Table:
     """A batch as a table of one row: `window`, `views` (JSON: by micro-batch the size of its memory, and which part is
-    which input), `labels`, `rows`, and `values`, the memory of all micro-batches, one after the other."""
+    which input), `labels`, `rows`, `ids` (none: empty), and `values`, the memory of all micro-batches, one after the
+    other."""
     pieces, views = [], []
     for micro in batch.micro:
         at, begin = {}, 0
@@ -125,8 +126,9 @@ def encode(batch: Batch, window: int = 0) -> pa.Table:
             for name, values in micro.inputs.items()
         }))  # fmt: skip
     labels = np.concatenate([micro.labels.numpy() for micro in batch.micro])
-    columns = [[window], [json.dumps(views)], _list(labels), _list(batch.rows), _list(np.concatenate(pieces))]
-    return pa.table(columns, names=["window", "views", "labels", "rows", "values"])
+    ids = np.empty(0, np.int64) if batch.ids is None else batch.ids
+    columns = [[window], [json.dumps(views)], *map(_list, (labels, batch.rows, ids, np.concatenate(pieces)))]
+    return pa.table(columns, names=["window", "views", "labels", "rows", "ids", "values"])
 
 
 def _list(values: Any) -> pa.LargeListArray:
@@ -146,7 +148,8 @@ def decode(table: pa.Table, row: int = 0) -> Batch:
         jets = len(next(iter(inputs.values())))
         micro.append(MicroBatch(inputs, labels[first : first + jets]))
         first += jets
-    return Batch(tuple(micro), first, table["rows"][row].values.to_numpy())
+    rows, ids = (table[name][row].values.to_numpy() for name in ("rows", "ids"))
+    return Batch(tuple(micro), first, rows, ids=ids if len(ids) else None)
 
 
 def _tensor(values: pa.Array) -> torch.Tensor:

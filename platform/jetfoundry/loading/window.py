@@ -23,6 +23,7 @@ import torch
 from jetfoundry.errors import ConfigError, nearest
 from jetfoundry.features.transform import DataConfig, Features
 from jetfoundry.loading.batch import Batch, MicroBatch
+from jetfoundry.loading.gen_particles import GEN_INPUT, JET_ID
 from jetfoundry.loading.pieces import Piece, read_flat
 from jetfoundry.loading.sampling import JetUses, systematic_draw
 
@@ -50,12 +51,13 @@ class BatchMaker:
     batch_size: int
     micro_batches: int
     uses: JetUses | None = None
+    length_step: int = 1
 
     def __call__(self, window: Window) -> Iterator[Batch]:
         """The batches of a window one by one; none if it holds no jet to use."""
         features = self.data.apply(read_flat(window.pieces, self.data.columns), training=True)
         for jets in self._split(features, window)[window.first :]:
-            yield length_sorted(features, jets, self.micro_batches)
+            yield length_sorted(features, jets, self.micro_batches, self.length_step)
 
     def _split(self, features: Features, window: Window) -> list[npt.NDArray[np.int64]]:
         """The jets of each batch."""
@@ -71,18 +73,27 @@ class BatchMaker:
         return np.array_split(systematic_draw(uses, draws, rng), math.ceil(draws / self.batch_size))
 
 
-def length_sorted(features: Features, jets: npt.NDArray[np.int64], micro_batches: int) -> Batch:
-    """These jets as one batch: sorted by length, in up to `micro_batches` parts padded to their own longest jet."""
+def length_sorted(features: Features, jets: npt.NDArray[np.int64], micro_batches: int, length_step: int = 1) -> Batch:
+    """These jets as one batch: sorted by length, in up to `micro_batches` parts padded to their own longest jet, or to
+    the next multiple of `length_step`, for few different shapes."""
     jets = jets[np.argsort(np.diff(features.offsets)[jets], kind="stable")]
     micro = []
     for part in np.array_split(jets, min(micro_batches, len(jets))):
         inputs: dict[str, torch.Tensor] = {}
-        for slots, which in features.slots(part):
+        for slots, which in features.slots(part, multiple=length_step):
             memory = torch.from_numpy(slots)
             inputs |= {name: memory[..., variables].transpose(1, -1) for name, variables in which.items()}
         ordered = {name: inputs[name] for name in features.inputs}
         micro.append(MicroBatch(ordered, torch.from_numpy(features.labels[part])))
-    return Batch(tuple(micro), len(jets), features.rows[jets])
+    return Batch(tuple(micro), len(jets), features.rows[jets], ids=_ids(features, jets))
+
+
+def _ids(features: Features, jets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+    """One number (b,) that says file and entry of each of these jets, where the data YAML carries them along."""
+    if not all(name in features.observers for name in JET_ID):
+        return None
+    file, entry = (np.asarray(features.observers[name])[jets].astype(np.int64) for name in JET_ID)
+    return (file << 40) | entry
 
 
 def padding_share(features: Features, batch_size: int, micro_batches: int) -> tuple[float, float]:
@@ -99,9 +110,18 @@ def padding_share(features: Features, batch_size: int, micro_batches: int) -> tu
 
 
 def choose_inputs(data: DataConfig, names: Sequence[str]) -> DataConfig:
-    """The data YAML with these inputs only (none named = all): others are neither read nor computed."""
+    """The data YAML with these inputs only (none named = all): others are neither read nor computed.
+
+    `gen_particles` need not stand in the YAML (`gen_particles.py`); batches with it carry `ids`.
+    """
+    groups = {GEN_INPUT.name: GEN_INPUT, **data.inputs}
     for name in names:
-        if name not in data.inputs:
-            msg = f"{data.where}: loader.inputs: no input {name!r}; {nearest(name, data.inputs)}"
+        if name not in groups:
+            msg = f"{data.where}: loader.inputs: no input {name!r}; {nearest(name, groups)}"
             raise ConfigError(msg)
-    return dataclasses.replace(data, inputs={name: data.inputs[name] for name in names}) if names else data
+    if not names:
+        return data
+    carried = data.monitor_variables
+    if GEN_INPUT.name in names:
+        carried = (*carried, *(name for name in JET_ID if name not in carried))
+    return dataclasses.replace(data, inputs={name: groups[name] for name in names}, monitor_variables=carried)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,12 +22,14 @@ from torch import Tensor, nn
 
 from jetfoundry import config as cfg
 from jetfoundry.errors import InputError
-from jetfoundry.models.contrastive_loss import contrastive_loss
-from jetfoundry.models.gen_particles import GEN_COLUMNS, GEN_FEATURES, gen_inputs
+from jetfoundry.loading.gen_particles import GEN_COLUMNS
+from jetfoundry.models.contrastive_loss import Contrast, contrastive_loss
+from jetfoundry.models.gen_particles import GEN_FEATURES, gen_inputs
+from jetfoundry.models.losses import Losses
 from jetfoundry.models.particle_transformer import ParTConfig, ParticleTransformer
 from jetfoundry.models.tasks import TaskConfig
 
-__all__ = ["ContrastiveConfig", "ContrastiveOutputs", "ContrastiveTransformer", "GenTransformer", "Losses"]
+__all__ = ["ContrastiveConfig", "ContrastiveOutputs", "ContrastiveTransformer", "GenTransformer"]
 
 PROJECTION = "contrastive"
 """Name of the jet network's task that projects."""
@@ -105,15 +108,6 @@ class ContrastiveOutputs(NamedTuple):
     scale: Tensor
 
 
-class Losses(NamedTuple):
-    """What is minimised, its two parts, and the share of jets whose nearest particles are their own."""
-
-    total: Tensor
-    classification: Tensor
-    contrastive: Tensor
-    retrieval: Tensor
-
-
 class GenTransformer(ParticleTransformer):
     """A Particle Transformer that reads one learned token where there is no particle."""
 
@@ -134,6 +128,8 @@ class ContrastiveTransformer(nn.Module):
 
     inputs = ParticleTransformer.inputs
     training_inputs = (*ParticleTransformer.inputs, "gen_particles")
+    figures = ("total_loss", "contrastive_loss", "retrieval", "temperature")
+    validation_figures = ("contrastive_loss", "retrieval")
     log_scale: Tensor
 
     def __init__(self, config: ContrastiveConfig) -> None:
@@ -177,12 +173,38 @@ class ContrastiveTransformer(nn.Module):
             logits, F.normalize(jet.float(), dim=1), F.normalize(gen.float(), dim=1), self.log_scale.exp()
         )
 
-    def loss(self, outputs: ContrastiveOutputs, labels: Tensor, ids: Tensor | None = None) -> Losses:
-        """Losses of a batch with `labels` (B,) and `ids`, equal for equal jets: means over this worker's jets."""
+    @staticmethod
+    def joined(parts: Sequence[ContrastiveOutputs]) -> ContrastiveOutputs:
+        """Outputs of a batch from those of its micro-batches, (B, ...)."""
+        logits, jet, gen = (torch.cat(column) for column in list(zip(*parts, strict=True))[:3])
+        return ContrastiveOutputs(logits, jet, gen, parts[-1].scale)
+
+    def contrast(
+        self, outputs: ContrastiveOutputs, ids: Tensor | None = None, negatives: Literal["local", "global"] = "local"
+    ) -> Contrast:
+        """Each jet against the particles of all others, see `contrastive_loss`."""
         config = self.config
-        classification = F.cross_entropy(outputs.logits.float(), labels)
-        contrast = contrastive_loss(
-            outputs.jet, outputs.gen, outputs.scale, ids, symmetric=config.symmetric, negatives=config.negatives
+        return contrastive_loss(
+            outputs.jet, outputs.gen, outputs.scale, ids, symmetric=config.symmetric, negatives=negatives
         )
-        total = config.w_classification * classification + config.w_contrastive * contrast.loss
-        return Losses(total, classification.detach(), contrast.loss.detach(), contrast.accuracy)
+
+    def losses(self, outputs: ContrastiveOutputs, labels: Tensor, ids: Tensor | None = None) -> Losses:
+        """Losses of each jet of a batch with `labels` (B,) and `ids`, equal for equal jets."""
+        config = self.config
+        each = F.cross_entropy(outputs.logits.float(), labels, reduction="none")
+        contrast = self.contrast(outputs, ids, config.negatives)
+        total = config.w_classification * each + config.w_contrastive * contrast.loss
+        # One jet that is not finite makes the contrastive loss of all others so; its own cosine says which it was.
+        own = (outputs.jet * outputs.gen).sum(1).detach()
+        figures = {
+            "total_loss": total.detach(),
+            "contrastive_loss": contrast.loss.detach(),
+            "retrieval": contrast.found.float(),
+            "temperature": 1 / outputs.scale.detach(),
+        }
+        return Losses(total, each.detach().where(own.isfinite(), torch.nan), outputs.logits.detach(), figures)
+
+    def validation(self, outputs: ContrastiveOutputs) -> Tensor:
+        """(B, `validation_figures`) of a batch of jets that are all different, compared with each other."""
+        contrast = self.contrast(outputs)
+        return torch.stack((contrast.loss, contrast.found.float()), 1)

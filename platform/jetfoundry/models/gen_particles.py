@@ -18,14 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["GEN_COLUMNS", "GEN_FEATURES", "MAX_PARTICLES", "gen_inputs"]
+from jetfoundry.loading.gen_particles import GEN_COLUMNS
 
-GEN_COLUMNS: tuple[str, ...] = (
-    "aux_genpart_pt", "aux_genpart_eta", "aux_genpart_phi", "aux_genpart_mass", "aux_genpart_pid",
-    "aux_genpart_isResX", "aux_genpart_isResY", "aux_genpart_isResDecayProd", "aux_genpart_isTauDecayProd",
-    "aux_genpart_isQcdParton",
-)  # fmt: skip
-"""Channels of the network input `gen_particles`, (B, 10, G), in order; padding is zero, so is its pT."""
+__all__ = ["GEN_COLUMNS", "GEN_FEATURES", "MAX_PARTICLES", "gen_inputs"]
 
 _KINDS: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("u", (2,)), ("d", (1,)), ("s", (3,)), ("c", (4,)), ("b", (5,)), ("g", (21,)),
@@ -49,7 +44,7 @@ def gen_inputs(particles: Tensor, *, with_resonances: bool = False) -> tuple[Ten
     Parameters
     ----------
     particles
-        (B, 10, G) of `GEN_COLUMNS`, in GeV and rad; slots of zero pT are padding.
+        (B, 10, G) of `GEN_COLUMNS` (loading/gen_particles.py), in GeV and rad; slots of zero pT are padding.
     with_resonances
         Take the resonances X and Y as particles too.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +20,14 @@ from torch import nn
 
 from jetfoundry import config
 from jetfoundry.loading.batch import Batch, Position
+from jetfoundry.train.compiled import Compile
 from jetfoundry.train.finite import FiniteWatch, Where, nth_jet
 from jetfoundry.train.optim import OptimConfig
 from jetfoundry.train.schedule import Schedule
-from jetfoundry.train.step import Precision, Step, Stepper, logits_of
+from jetfoundry.train.step import Precision, Step, Stepper, joined, outputs_of
 from jetfoundry.train.timing import PhaseTimer, peak_memory
 
-__all__ = ["TrainConfig", "Validation", "fit", "predict"]
+__all__ = ["Notice", "TrainConfig", "Validation", "fit", "predict"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class TrainConfig:
     steps_per_epoch: int = config.option(0, "optimiser steps of one epoch, 0 = one pass over the data")
     optim: OptimConfig = config.option(OptimConfig(), "optimiser and schedule")
     amp: Precision = config.option("off", "automatic mixed precision: off, bf16, or fp16 with a loss scaler")
-    compile: bool = config.option(False, "compile the network (torch.compile): slow start, fewer kernels")
+    compile: Compile = config.option("off", "torch.compile of the network: off, default, reduce-overhead")
     checkpoint_steps: int = config.option(0, "also write a checkpoint every so many steps, 0 = at epoch ends only")
     log_steps: int = config.option(10, "write a row of metrics every so many steps")
     seed: int = config.option(1, "seed of weights, dropout and data order")
@@ -50,17 +51,20 @@ class TrainConfig:
 
 
 class Validation(NamedTuple):
-    """Mean cross-entropy and accuracy over the validation jets of all workers, their number, and AUCs by name."""
+    """Mean cross-entropy and accuracy over the validation jets of all workers, their number, and AUCs and the network's
+    own figures by name."""
 
     loss: float
     accuracy: float
     jets: int
     auc: dict[str, float] = {}  # noqa: RUF012 - nobody writes into it
+    own: dict[str, float] = {}  # noqa: RUF012 - nobody writes into it
 
     def figures(self) -> dict[str, Any]:
         """As columns of the metrics."""
         auc = {f"val_auc/{name}": value for name, value in self.auc.items()}
-        return {"val_loss": self.loss, "val_accuracy": self.accuracy, "val_jets": self.jets, **auc}
+        own = {f"val_{name}": value for name, value in self.own.items()}
+        return {"val_loss": self.loss, "val_accuracy": self.accuracy, "val_jets": self.jets, **auc, **own}
 
 
 TrainStream = Callable[[Position], contextlib.AbstractContextManager[Iterator[tuple[Batch, Position]]]]
@@ -68,6 +72,9 @@ TrainStream = Callable[[Position], contextlib.AbstractContextManager[Iterator[tu
 
 Save = Callable[[dict[str, Any], dict[str, Any]], None]
 """Stores (state, metrics); called by every worker at the same steps."""
+
+Notice = Literal["", "save", "stop"]
+"""What the world outside asks for: nothing, a checkpoint now, or a checkpoint and the end of the run."""
 
 
 def fit(
@@ -84,13 +91,15 @@ def fit(
     save: Save,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     where: Where = nth_jet,
+    notice: Callable[[], Notice] = lambda: "",
 ) -> dict[str, Any]:
     """Train `model` (bare, or wrapped for data-parallel training) to the end; returns the timing summary: jets/s of
     all `world` workers, and how this worker's time splits.
 
     `state` continues an earlier run. `save(state, metrics)` is called at every epoch's end and every
-    `checkpoint_steps`; `log(row)` every `log_steps` and after each validation. Raises InputError when a loss is not
-    finite, with what `where` says of the first such jet; nothing of that step is logged or saved.
+    `checkpoint_steps`; `log(row)` every `log_steps` and after each validation; `notice()` is asked every `log_steps`
+    whether there is to be a checkpoint out of turn. Raises InputError when a loss is not finite, with what `where` says
+    of the first such jet; nothing of that step is logged or saved.
     """
     stepper = Stepper(model, options.optim, options.amp, device)
     step, position = 0, Position()
@@ -100,7 +109,7 @@ def fit(
     total = options.epochs * steps_per_epoch
     schedule = Schedule(options.optim.schedule, options.optim.warmup, options.epochs, steps_per_epoch)
     timer = PhaseTimer(synchronize=options.sync_timing)
-    watch, sums = FiniteWatch(device, where), _Sums(device)
+    watch, sums = FiniteWatch(device, where), _Sums(device, stepper.figures, state)
     with train(position) as batches:
         while step < total:
             model.train()
@@ -114,36 +123,47 @@ def fit(
             watch.add(step, batch, done.losses, done.norm)
             sums.add(done, batch.size)
             epoch_done = step % steps_per_epoch == 0
-            saving = epoch_done or (options.checkpoint_steps and step % options.checkpoint_steps == 0)
+            asked = notice() if step % options.log_steps == 0 and step < total else ""
+            saving = epoch_done or asked or (options.checkpoint_steps and step % options.checkpoint_steps == 0)
             if saving or step % options.log_steps == 0:
                 watch.settle()
             if epoch_done or step % options.log_steps == 0:
                 row = {"step": step, "epoch": step / steps_per_epoch, "lr": lr, **sums.means()}
                 log({**row, **_resources(timer, world, batch, device), "position": list(position)})
-                sums = _Sums(device)
+                sums = _Sums(device, stepper.figures)
             metrics: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
             if epoch_done:
                 metrics |= validate(stepper.judged).figures()
                 log(metrics)
             if saving:
-                save(stepper.state() | {"step": step, "position": list(position)}, metrics)
+                save(stepper.state() | sums.state() | {"step": step, "position": list(position)}, metrics)
+            if asked == "stop":
+                break
     return timer.summary()
 
 
 class _Sums:
-    """Sums over the steps since the last row of metrics, on the device."""
+    """Sums over the steps since the last row of metrics, on the device; a continued run goes on with them."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.values, self.jets, self.steps = torch.zeros(3, device=device), 0, 0
+    def __init__(self, device: torch.device, figures: tuple[str, ...], state: dict[str, Any] | None = None) -> None:
+        self.figures, self.values = figures, torch.zeros(3 + len(figures), device=device)
+        self.jets, self.steps = 0, 0
+        if state is not None:
+            values, self.jets, self.steps = state["sums"]
+            self.values += torch.tensor(values, device=device)
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": [self.values.tolist(), self.jets, self.steps]}
 
     def add(self, done: Step, jets: int) -> None:
-        self.values += torch.stack((done.losses.sum(), done.right, done.norm))
+        self.values += torch.cat((torch.stack((done.losses.sum(), done.right, done.norm)), done.figures))
         self.jets += jets
         self.steps += 1
 
     def means(self) -> dict[str, float]:
-        loss, right, norm = self.values.tolist()  # the one place where the loop waits for the device
-        return {"loss": loss / self.jets, "accuracy": right / self.jets, "grad_norm": norm / self.steps}
+        loss, right, norm, *figures = self.values.tolist()  # the one place where the loop waits for the device
+        own = {name: value / self.jets for name, value in zip(self.figures, figures, strict=True)}
+        return {"loss": loss / self.jets, "accuracy": right / self.jets, "grad_norm": norm / self.steps, **own}
 
 
 def _resources(timer: PhaseTimer, world: int, batch: Batch, device: torch.device) -> dict[str, float]:
@@ -162,13 +182,21 @@ def _resources(timer: PhaseTimer, world: int, batch: Batch, device: torch.device
 
 
 def predict(
-    model: nn.Module, batches: Iterator[Batch], device: torch.device
+    model: nn.Module, batches: Iterator[Batch], device: torch.device, figures: torch.Tensor | None = None
 ) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
-    """Yield (batch, logits (B, C), labels (B,)) in evaluation mode, on the CPU, jets in the batch's order."""
+    """Yield (batch, logits (B, C), labels (B,)) in evaluation mode, on the CPU, jets in the batch's order.
+
+    Sums over jets of the network's own `validation_figures` are added to `figures` (K,), if there are any.
+    """
     model.eval()
+    own: Any = getattr(model, "validation", None) if figures is not None else None
     for batch in batches:
         with torch.inference_mode():
-            parts = [logits_of(model, micro, device) for micro in batch.micro]
+            parts = [outputs_of(model, micro, device, training=own is not None) for micro in batch.micro]
+            if own is not None and figures is not None:
+                outputs, labels = joined(model, parts)
+                figures += own(outputs).sum(0).to(figures)
+                parts = [(outputs.logits, labels)]
         yield batch, torch.cat([p[0] for p in parts]).float().cpu(), torch.cat([p[1] for p in parts]).cpu()
 
 

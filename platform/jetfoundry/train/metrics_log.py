@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON row per line in `metrics.jsonl`, the same numbers in TensorBoard, a progress bar.
+"""Metrics of a run: one JSON row a line in `metrics.jsonl`, the same numbers in TensorBoard and MLflow, a progress bar.
 
 Only worker 0 writes. When a run continues, rows after the checkpoint's step are cut off first, so that the file
 reads as if the run had never been interrupted.
@@ -7,8 +7,11 @@ reads as if the run had never been interrupted.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import logging
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from jetfoundry import files
+from jetfoundry.errors import ConfigError
 from jetfoundry.runs import read_metrics
 
-__all__ = ["MetricsLog", "progress_bar"]
+__all__ = ["MetricsLog", "MlflowLog", "progress_bar"]
+
+log = logging.getLogger("jetfoundry")
 
 
 class MetricsLog:
@@ -34,12 +40,61 @@ class MetricsLog:
     def __call__(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, allow_nan=False) + "\n")
-        for name, value in row.items():
-            if isinstance(value, int | float) and name != "step":
-                self._board.add_scalar(name, value, row["step"])
+        for name, value in _numbers(row).items():
+            self._board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
         self._board.close()
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
+
+
+class MlflowLog:
+    """Sends rows to the MLflow at `uri`, as one run of its experiment `jetfoundry`; a continued run is the same one.
+
+    `mlflow.json` in the run folder says which it is. Rows after the checkpoint, which a continued run makes anew with
+    the same values, it then has twice: MLflow cannot cut them off. Raises ConfigError if the package is not installed
+    or the MLflow refuses; later, rows that it does not take are lost, and training goes on.
+    """
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        try:
+            mlflow = importlib.import_module("mlflow")
+            self._metric = importlib.import_module("mlflow.entities").Metric
+            self._error: type[Exception] = importlib.import_module("mlflow.exceptions").MlflowException
+        except ImportError as error:
+            msg = "mlflow: the package is not installed: `pip install mlflow-skinny`, or leave the option empty"
+            raise ConfigError(msg) from error
+        try:
+            self._client = mlflow.MlflowClient(tracking_uri=uri)
+            known = folder / "mlflow.json"
+            if not known.exists():
+                found = self._client.get_experiment_by_name(_EXPERIMENT)
+                experiment = found.experiment_id if found else self._client.create_experiment(_EXPERIMENT)
+                run = self._client.create_run(experiment, run_name=folder.name)
+                files.write_json(known, {"uri": uri, "run": run.info.run_id})
+            self._run = files.read_json(known)["run"]
+            self._client.update_run(self._run, status="RUNNING")
+        except self._error as error:
+            msg = f"mlflow: {uri} cannot be used: {' '.join(str(error).split())[:200]}"
+            raise ConfigError(msg) from error
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        now = int(1000 * time.time())
+        metrics = [self._metric(name, value, now, row["step"]) for name, value in _numbers(row).items()]
+        try:
+            self._client.log_batch(self._run, metrics=metrics)
+        except self._error as error:
+            log.warning("MLflow did not take the row of step %d: %s", row["step"], error)
+
+    def close(self) -> None:
+        with contextlib.suppress(self._error):
+            self._client.set_terminated(self._run)
+
+
+_EXPERIMENT = "jetfoundry"
 
 
 @contextlib.contextmanager

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from jetfoundry import config
+from jetfoundry.errors import CheckpointError
 from jetfoundry.models.freezing import matching
 from jetfoundry.train.ranger import Ranger
 from jetfoundry.train.schedule import Shape
 
-__all__ = ["OptimConfig", "build_optimizer", "set_learning_rate"]
+__all__ = ["OptimConfig", "build_optimizer", "restore_optimizer", "set_learning_rate"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,29 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
         return torch.optim.RAdam(params, optim.lr, (first, second), optim.eps or 1e-8, decoupled_weight_decay=True)
     fused = all(parameter.is_cuda for _, parameter in named)
     return torch.optim.AdamW(params, optim.lr, (first, second), optim.eps or 1e-8, fused=fused)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Let `optimizer` go on from the `state_dict` of one that was made alike; CheckpointError if it was not.
+
+    torch itself compares only the numbers of groups and of their parameters.
+    """
+    groups, stored = optimizer.param_groups, state["param_groups"]
+    wanted, got = ([len(group["params"]) for group in each] for each in (groups, stored))
+    if wanted != got:
+        msg = f"the optimiser's state does not fit: it is of groups of {got} parameters, wanted {wanted}"
+        raise CheckpointError(msg)
+    for mine, theirs in zip(groups, stored, strict=True):
+        if mine.keys() != theirs.keys():
+            names = ", ".join(sorted(mine.keys() ^ theirs.keys()))
+            msg = f"the optimiser's state does not fit: it is not of a {type(optimizer).__name__} ({names})"
+            raise CheckpointError(msg)
+        for parameter, number in zip(mine["params"], theirs["params"], strict=True):
+            for name, values in state["state"].get(number, {}).items():
+                if torch.is_tensor(values) and values.ndim and values.shape != parameter.shape:
+                    msg = f"the optimiser's state does not fit: {name} of parameter {number} is {tuple(values.shape)}, "
+                    raise CheckpointError(msg + f"wanted {tuple(parameter.shape)}")
+    optimizer.load_state_dict(state)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -1,33 +1,39 @@
 """Start a pre-training under Ray Train and collect its result: the driver's side.
 
-Ray Train's calls live here and in `ray_worker.py` only, because its API changes with every release. Checkpoints lie in
-`<run>/checkpoints/step_…/` as `model.pt` (weights, classes, data YAML: what other jobs read) and `state.pt`
-(optimiser, step, position: what a continued run reads). The same call on the same run folder continues from the last
-committed checkpoint.
+Ray Train's calls live in the `ray_….py` of this folder only, because its API changes with every release. Checkpoints
+lie in `<run>/checkpoints/step_…/`, or in the storage that the recipe names, as `model.pt` (weights, classes, data YAML:
+what other jobs read) and `state.pt` (optimiser, step, position: what a continued run reads). The same call on the same
+run folder continues from the last committed checkpoint.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import math
+import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from jetfoundry import config, files, ray_session
+from jetfoundry.data import remote
 from jetfoundry.data.layouts import Layout, load_layout
 from jetfoundry.data.shards import open_shards
-from jetfoundry.errors import ConfigError, InputError, nearest
+from jetfoundry.errors import ClusterError, ConfigError, InputError, nearest
 from jetfoundry.features.transform import DataConfig, load_data_config
-from jetfoundry.loading.batch import CHANNELS
+from jetfoundry.labels import class_list_hash
 from jetfoundry.loading.data_statistics import complete
 from jetfoundry.loading.loader import uses_per_pass
 from jetfoundry.loading.pieces import JetFiles, JetSet, is_shard_folder, open_jet_set
 from jetfoundry.loading.sampling import balance_of
+from jetfoundry.models.checkpoints import architecture_hash
 from jetfoundry.models.presets import MODELS, configure, model_name
-from jetfoundry.train.metrics_log import progress_bar
+from jetfoundry.train.metrics_log import MlflowLog, progress_bar
+from jetfoundry.train.network_data import check_columns, check_truth, naming_the_way_out, training_data
+from jetfoundry.train.ray_notice import stop_on_signal
 from jetfoundry.train.ray_worker import train_worker
-from jetfoundry.train.recipe import MAY_CHANGE, Recipe, WorkersConfig
+from jetfoundry.train.recipe import MAY_CHANGE, CheckpointsConfig, Recipe, WorkersConfig
 
 __all__ = ["model_config", "plan", "pretrain", "steps_per_epoch"]
 
@@ -38,15 +44,7 @@ def model_config(recipe: Recipe, data: DataConfig) -> Any:
     chosen = recipe.model
     sizes = {"input_dim": len(data.inputs["pf_features"].vars) if "pf_features" in data.inputs else 1}
     architecture = configure(chosen.preset, chosen.change, **sizes, num_classes=data.num_classes, name=chosen.name)
-    network: Any = MODELS[model_name(architecture)][1]
-    for name in network.inputs:
-        if name not in data.inputs:
-            msg = f"{data.where}: inputs: the network needs {name!r}; {nearest(name, data.inputs)}"
-            raise ConfigError(msg)
-        wanted, got = CHANNELS.get(name, 0), len(data.inputs[name].vars)
-        if wanted and got != wanted:
-            msg = f"{data.where}: inputs: wanted {wanted} variables in {name}, got {got}"
-            raise ConfigError(msg)
+    training_data(data, MODELS[model_name(architecture)][1], recipe.loader)
     return architecture
 
 
@@ -72,9 +70,13 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         msg = f"{raw.where}: labels: no classes to train on, only {targets}; name a label scheme in "
         msg += "the recipe, e.g. labels=sophon188, or give labels of type simple"
         raise ConfigError(msg)
-    how: dict[str, Any] = {"columns": raw.columns, "layout": layout}
+    architecture = model_config(recipe, raw)
+    taken = training_data(raw, MODELS[model_name(architecture)][1], recipe.loader)
+    check_columns(taken, known)
+    how: dict[str, Any] = {"columns": sorted({*raw.columns, *taken.columns}), "layout": layout}
     how["count"] = raw.labels.scheme is not None or balance_of(recipe.sampling, raw) in ("classes", "groups")
-    train, val = (open_jet_set(recipe.data, split, **how) for split in ("train", "val"))
+    with naming_the_way_out(taken):
+        train, val = (open_jet_set(recipe.data, split, **how) for split in ("train", "val"))
     for jets in (train, val):
         if not jets.rows:
             msg = f"{recipe.data}: the {jets.split} split holds no jets; ingest more, or with other split fractions"
@@ -89,7 +91,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     )
     data = load_data_config(config.parse_yaml(text, recipe.features), known=known, scheme=recipe.labels)
     uses_per_pass(train, data, recipe.sampling)
-    architecture = model_config(recipe, data)
+    check_truth(training_data(data, MODELS[model_name(architecture)][1], recipe.loader), train)
     spec = {
         # Workers change directory and may run on another machine: absolute paths, and the YAML's text itself.
         "recipe": config.to_dict(recipe) | {"data": str(Path(recipe.data).resolve())},
@@ -106,7 +108,8 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "recipe": config.fingerprint(recipe, ignore=MAY_CHANGE),
         "features": raw.hash,
         "data": train.manifest_hash,
-        "model": json.dumps(spec["model"], sort_keys=True),
+        "classes": class_list_hash(data.classes),
+        "model": architecture_hash(architecture),
     }
     return spec | {"identity": identity, "classes": list(data.classes)}
 
@@ -125,71 +128,157 @@ def pretrain(recipe: Recipe, run: Path, spec: dict[str, Any] | None = None) -> d
     spec = (spec or plan(recipe)) | {"run": str(run.resolve())}
     steps = spec["steps_per_epoch"]
     jets_per_step = recipe.loader.batch_size * recipe.workers.num_workers
+    _check_metric(recipe.checkpoints.metric, spec["discriminants"])
     _check_resources(recipe)
-    with progress_bar(run / "metrics.jsonl", steps * jets_per_step, recipe.train.epochs):
-        result = _fit(_trainer(spec, recipe.workers))
-    best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["val_accuracy"])
+    if recipe.mlflow:
+        MlflowLog(recipe.mlflow, run).close()
+    with (
+        stop_on_signal(run),
+        _start_limit(recipe.workers),
+        progress_bar(run / "metrics.jsonl", steps * jets_per_step, recipe.train.epochs),
+    ):
+        result = _fit(_trainer(spec, recipe.workers, recipe.checkpoints))
+    if result.return_value["stopped"]:
+        raise KeyboardInterrupt
+    best, metrics = _best(result.best_checkpoints, recipe.checkpoints)
     with best.as_directory() as folder, files.committed(run / "model.pt") as temporary:
         shutil.copyfile(Path(folder) / "model.pt", temporary)
     steps = result.return_value["steps_per_epoch"]
-    return {"best": metrics, **result.return_value, "jets_per_epoch": steps * jets_per_step}
+    timing = result.return_value["timing"]
+    return {"best": metrics, "timing": timing, "steps_per_epoch": steps, "jets_per_epoch": steps * jets_per_step}
+
+
+def _best(checkpoints: list[tuple[Any, dict[str, Any]]], chosen: CheckpointsConfig) -> tuple[Any, dict[str, Any]]:
+    """The best checkpoint that was validated, and its figures."""
+    sign = 1 if chosen.order == "max" else -1
+    judged = [pair for pair in checkpoints if math.isfinite(pair[1][chosen.metric])]
+    if not judged:
+        msg = f"checkpoints.metric: no checkpoint has a {chosen.metric}: the validation jets do not give it"
+        raise InputError(msg)
+    return max(judged, key=lambda pair: sign * pair[1][chosen.metric])
+
+
+def _check_metric(metric: str, discriminants: list[list[Any]]) -> None:
+    known = ["val_accuracy", "val_loss", *(f"val_auc/{name}" for name, *_ in discriminants)]
+    if metric not in known:
+        msg = f"checkpoints.metric: the validation gives no {metric!r}; {nearest(metric, known)}"
+        raise ConfigError(msg)
 
 
 def _check_resources(recipe: Recipe) -> None:
-    """What nobody can give would be waited for for ever: a CPU beside the workers for the tasks of the `ray` feed, and
-    GPUs on this machine (a cluster may start nodes that have some)."""
-    gpus = ray_session.available_gpus()
-    if recipe.workers.use_gpu and not recipe.ray.address and gpus < recipe.workers.num_workers:
+    """What nobody can give would be waited for: a CPU beside the workers for the tasks of the `ray` feed, and what this
+    machine lacks where it is all that there is (a cluster may start nodes that have it)."""
+    workers = recipe.workers
+    gpus, wanted = ray_session.available_gpus(), workers.num_workers * workers.gpus_per_worker
+    alone = not recipe.ray.address and not ray_session.in_job()
+    if workers.use_gpu and alone and gpus < wanted:
         msg = (
-            f"workers.use_gpu=true with {recipe.workers.num_workers} worker(s), but this machine has {gpus:g} GPUs; "
+            f"workers.use_gpu=true with {workers.num_workers} worker(s), but this machine has {gpus:g} GPUs; "
             "train on the CPU with workers.use_gpu=false, or on a cluster with ray.address"
         )
         raise ConfigError(msg)
-    free = ray_session.available_cpus() - recipe.workers.num_workers * recipe.workers.cpus_per_worker
-    if recipe.loader.feed == "ray" and free < 1:
+    cpus, reserved = ray_session.available_cpus(), workers.num_workers * workers.cpus_per_worker
+    if alone and reserved > cpus:
         msg = (
-            f"loader.feed=ray needs a CPU that no worker has reserved, {free:g} of {ray_session.available_cpus()} are "
+            f"{workers.num_workers} worker(s) of {workers.cpus_per_worker:g} CPUs, but this Ray has {cpus}; "
+            "lower workers.num_workers or workers.cpus_per_worker, or take a cluster with ray.address"
+        )
+        raise ConfigError(msg)
+    if recipe.loader.feed == "ray" and cpus - reserved < 1:
+        msg = (
+            f"loader.feed=ray needs a CPU that no worker has reserved, {cpus - reserved:g} of {cpus} are "
             "left; lower workers.cpus_per_worker or take loader.feed=direct"
         )
         raise ConfigError(msg)
 
 
+@contextlib.contextmanager
+def _start_limit(workers: WorkersConfig) -> Iterator[None]:
+    """Let Ray look again for machines after a minute at most: in between nobody sees that the time is up."""
+    seconds, name = min(60.0, 60 * workers.wait_minutes), "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, str(seconds))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
 def _fit(trainer: Any) -> Any:
-    """Run the trainer; an error of ours that ended a worker is raised as itself, not as Ray's wrapping of it."""
+    """Run the trainer; an error of ours that ended a worker or the waiting for them is raised as itself, not as Ray's
+    wrapping of it, and the loss of workers as a ClusterError."""
     import ray.train
 
     try:
         return trainer.fit()
+    except ray.train.ControllerError as error:
+        ray_session.raise_own(error.controller_failure)
+        raise
     except ray.train.WorkerGroupError as error:
         for failure in error.worker_failures.values():
             ray_session.raise_own(failure)
-        raise
+        lost = {rank: text for rank, failure in error.worker_failures.items() if (text := _lost(failure))}
+        if not lost:
+            raise
+        rank, text = min(lost.items())
+        msg = f"worker {rank} was lost more than workers.max_failures times, the last time: {text}; the same command "
+        raise ClusterError(msg + "continues from the last checkpoint") from error
 
 
-def _trainer(spec: dict[str, Any], workers: WorkersConfig) -> Any:
+def _lost(failure: BaseException) -> str:
+    """What Ray says of a worker that died; '' if it ended by an error of its own."""
+    import ray.exceptions
+
+    found: BaseException | None = failure
+    while found is not None:
+        if isinstance(found, ray.exceptions.RayActorError):
+            return " ".join(str(found).split())[:200]
+        found = found.__cause__
+    return ""
+
+
+def _trainer(spec: dict[str, Any], workers: WorkersConfig, checkpoints: CheckpointsConfig) -> Any:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from jetfoundry.train.ray_watch import WaitLimit
+
     threads = workers.threads or max(1, ray_session.usable_cores() // workers.num_workers)
+    least = workers.min_workers or workers.num_workers
+    each = " and ".join(f"{number:g} {name}" for name, number in workers.resources.items())
     return TorchTrainer(
         train_worker,
         train_loop_config=spec,
         # A lost peer would hang the others for Ray's default of half an hour.
-        torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo", timeout_s=300),
+        torch_config=TorchConfig(backend=workers.backend, timeout_s=300),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num_workers,
+            num_workers=(least, workers.num_workers) if least < workers.num_workers else workers.num_workers,
             use_gpu=workers.use_gpu,
-            resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
+            resources_per_worker=workers.resources,
         ),
         run_config=ray.train.RunConfig(
             name="checkpoints",
-            storage_path=spec["run"],
-            # Without a limit a run whose node is gone for good waits for ever.
-            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures, controller_failure_limit=5),
+            **_storage(checkpoints.storage or spec["run"]),
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute="val_accuracy", checkpoint_score_order="max"
+                num_to_keep=checkpoints.keep,
+                checkpoint_score_attribute=checkpoints.metric,
+                checkpoint_score_order=checkpoints.order,
             ),
+            callbacks=[WaitLimit(60 * workers.wait_minutes, f"{least} worker(s) of {each}")],
             # Micro-batches of many sizes would leave holes in each thread's arena: a worker took 2 GB for 1 GB of data.
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "2"}},
         ),
     )
+
+
+def _storage(place: str) -> dict[str, Any]:
+    """A folder, or a URL by the same fsspec that reads inputs."""
+    if not remote.is_url(place):
+        return {"storage_path": str(Path(place).resolve())}
+    import pyarrow.fs
+
+    system, path = remote.file_system(place)
+    remote.patiently(place, lambda: system.exists(path))  # else Ray's controller dies of missing credentials
+    return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(system))}

@@ -29,8 +29,11 @@ from jetfoundry.loading.provenance import describe_jet
 from jetfoundry.models.checkpoints import load_state, save_model, save_state
 from jetfoundry.models.presets import MODELS, build
 from jetfoundry.train.auc import BinnedAuc
+from jetfoundry.train.compiled import compile_network
 from jetfoundry.train.loop import Save, TrainStream, Validation, fit, predict
-from jetfoundry.train.metrics_log import MetricsLog
+from jetfoundry.train.metrics_log import MetricsLog, MlflowLog
+from jetfoundry.train.network_data import training_data
+from jetfoundry.train.ray_notice import Notices
 from jetfoundry.train.recipe import Recipe
 from jetfoundry.train.step import judged_weights
 
@@ -50,18 +53,26 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(recipe.train.seed)
     device = ray.train.torch.get_device()
     data = load_data_config(config.parse_yaml(spec["data_yaml"], recipe.features), known=None, scheme=recipe.labels)
+    data = training_data(data, MODELS[spec["model_name"]][1], recipe.loader)
     train, val = (_jets(spec, split) for split in ("train", "val"))
     architecture = config.build(MODELS[spec["model_name"]][0], spec["model"])
     network = build(architecture)
-    if recipe.train.compile:
-        network.compile(dynamic=True)
+    compile_network(network, recipe.train.compile)
     model = ray.train.torch.prepare_model(network)
     state = _last_state(spec["identity"])
     steps_per_epoch = spec["steps_per_epoch"]
     if state:
         steps_per_epoch = state["steps_per_epoch"]
         state["position"] = _position(state["positions"], train, recipe, **share)
-    log = MetricsLog(Path(spec["run"]), state["step"] if state else 0) if share["rank"] == 0 else None
+    run, at_step = Path(spec["run"]), state["step"] if state else 0
+    logs: list[MetricsLog | MlflowLog] = []
+    if share["rank"] == 0:
+        logs = [MetricsLog(run, at_step)] + ([MlflowLog(recipe.mlflow, run)] if recipe.mlflow else [])
+    notices = Notices(run)
+
+    def log(row: dict[str, Any]) -> None:
+        for each in logs:
+            each(row)
 
     def batches(start: Position) -> Iterator[tuple[Batch, Position]]:
         place = {**share, "seed": recipe.train.seed, "start": start}
@@ -80,13 +91,14 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
         device=device,
         **share,
         state=state,
-        save=_reporter(spec | {"steps_per_epoch": steps_per_epoch}, recipe.labels, architecture, share["rank"], device),
-        log=log or (lambda row: None),
+        save=_reporter(spec | {"steps_per_epoch": steps_per_epoch}, recipe, architecture, share["rank"], device),
+        log=log,
         where=lambda batch, index: describe_jet(batch, index, data),
+        notice=notices,
     )
-    if log:
-        log.close()
-    return {"timing": timing, "steps_per_epoch": steps_per_epoch}
+    for each in logs:
+        each.close()
+    return {"timing": timing, "steps_per_epoch": steps_per_epoch, "stopped": notices.stopped}
 
 
 def _jets(spec: dict[str, Any], split: str) -> JetSet:
@@ -106,32 +118,35 @@ def _gathered(position: list[Any], device: torch.device) -> list[list[Any]]:
     if not distributed.is_initialized():
         return [position]
     *numbers, deal = position
-    mine = torch.tensor(numbers, device=device)
-    every = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(every, mine)
-    return [[*one.tolist(), deal] for one in every]
+    every = torch.zeros(distributed.get_world_size(), len(numbers), dtype=torch.int64)
+    every[distributed.get_rank()] = torch.tensor(numbers)
+    return [[*one, deal] for one in _added(every, device).tolist()]
 
 
 def _stream(batches: Any, depth: int) -> TrainStream:
     """Open the batches from a position on in a prefetching thread, and end the thread with the training."""
 
+    def ready(start: Position) -> Iterator[tuple[Batch, Position]]:
+        for batch, position in batches(start):
+            yield (batch.pinned() if torch.cuda.is_available() else batch), position
+
     @contextlib.contextmanager
     def opened(start: Position) -> Iterator[Iterator[tuple[Batch, Position]]]:
-        with contextlib.closing(prefetched(lambda: batches(start), depth)) as items:
+        with contextlib.closing(prefetched(lambda: ready(start), depth)) as items:
             yield items
 
     return opened
 
 
-def _reporter(spec: dict[str, Any], labels: str, architecture: Any, rank: int, device: torch.device) -> Save:
+def _reporter(spec: dict[str, Any], recipe: Recipe, architecture: Any, rank: int, device: torch.device) -> Save:
     """What hands a checkpoint to Ray Train: rank 0 writes it, every rank reports, which is a barrier."""
     import ray.train
 
-    meta = {"manifest_hash": spec["manifest_hash"], "git_commit": runs.git_commit(), "labels": labels}
+    meta = {"manifest_hash": spec["manifest_hash"], "git_commit": runs.git_commit(), "labels": recipe.labels}
 
     def save(state: dict[str, Any], metrics: dict[str, Any]) -> None:
-        # Ray ranks checkpoints by validation accuracy: one that was not validated is kept as the latest only.
-        figures = {"val_accuracy": -1.0, **metrics}
+        # By this Ray ranks checkpoints: one that was not validated is kept as the latest only.
+        ranked = {recipe.checkpoints.metric: float("nan"), **metrics}
         place = {"positions": _gathered(state["position"], device), "steps_per_epoch": spec["steps_per_epoch"]}
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
@@ -143,11 +158,11 @@ def _reporter(spec: dict[str, Any], labels: str, architecture: Any, rank: int, d
                     weights=judged_weights(state),
                     classes=spec["classes"],
                     data_yaml=spec["data_yaml"],
-                    meta=meta | figures,
+                    meta=meta | metrics,
                 )
                 save_state(Path(folder) / "state.pt", state | place | {"identity": spec["identity"], **meta})
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(figures, checkpoint=checkpoint, checkpoint_dir_name=f"step_{state['step']:08d}")
+            ray.train.report(ranked, checkpoint=checkpoint, checkpoint_dir_name=f"step_{state['step']:08d}")
 
     return save
 
@@ -161,29 +176,37 @@ def _last_state(identity: dict[str, str]) -> dict[str, Any] | None:
         return None
     with checkpoint.as_directory() as folder:
         state = load_state(Path(folder) / "state.pt")
-    for what, value in identity.items():
-        if state["identity"][what] != value:
-            msg = f"{checkpoint.path} was written with another {_WHAT[what]}; choose another run folder or delete it"
+    for what, name in _WHAT.items():
+        if state["identity"].get(what) != identity[what]:
+            msg = f"{checkpoint.path} was written with another {name}; choose another run folder or delete it"
             raise CheckpointError(msg)
     return state
 
 
-_WHAT = {"recipe": "recipe", "features": "data YAML", "data": "set of shards", "model": "architecture"}
+_WHAT = {  # the cause before what follows from it
+    "classes": "class list",
+    "features": "data YAML",
+    "data": "set of shards",
+    "model": "architecture",
+    "recipe": "recipe",
+}
 
 
 def _validate(
     model: nn.Module, batches: Iterator[Batch], device: torch.device, curves: Sequence[BinnedAuc]
 ) -> Validation:
-    """Loss, accuracy and AUCs over all workers' validation jets."""
-    sums = torch.zeros(3, dtype=torch.float64)
-    for _, logits, labels in predict(getattr(model, "module", model), batches, device):
+    """Loss, accuracy, AUCs and the network's own figures over all workers' validation jets."""
+    network: Any = getattr(model, "module", model)
+    names: tuple[str, ...] = getattr(network, "validation_figures", ())
+    sums, own = torch.zeros(3, dtype=torch.float64), torch.zeros(len(names), dtype=torch.float64)
+    for _, logits, labels in predict(network, batches, device, own):
         loss = functional.cross_entropy(logits, labels, reduction="sum")
         right = (logits.argmax(dim=1) == labels).sum()
         sums += torch.tensor([loss.item(), right.item(), len(labels)], dtype=torch.float64)
         for curve in curves:
             curve.add(logits, labels)
     if distributed.is_initialized():
-        sums = _added(sums, device)
+        sums, own = _added(sums, device), _added(own, device)
         for curve in curves:
             curve.counts = _added(curve.counts, device)
     loss_sum, right_sum, jets = sums.tolist()
@@ -191,7 +214,8 @@ def _validate(
         msg = "the validation split holds no jet that the selection and the label scheme keep"
         raise InputError(msg)
     auc = {curve.name: value for curve in curves if (value := curve.value()) is not None}
-    return Validation(loss_sum / jets, right_sum / jets, int(jets), auc)
+    figures = {name: value / jets for name, value in zip(names, own.tolist(), strict=True)}
+    return Validation(loss_sum / jets, right_sum / jets, int(jets), auc, figures)
 
 
 def _added(values: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -1,26 +1,29 @@
 """One optimiser step: micro-batches forward and backward, gradients clipped, weights updated.
 
-The loss of a batch of B jets is the mean of their cross-entropies, whatever the micro-batches: each adds its part to
-the gradient (which is gradient accumulation: a batch may be larger than memory holds at once), and workers exchange
-gradients once, with the last one. Lower precision is torch's automatic one; bf16 needs no scaling, fp16 has a scaler,
-whose skipped steps (gradients that overflow while it looks for its scale) are no error.
+The loss of a batch of B jets is the mean of their losses, cross-entropies unless the network has others
+(`models/losses.py`), whatever the micro-batches: each adds its part to the gradient (which is gradient accumulation: a
+batch may be larger than memory holds at once), and workers exchange gradients once, with the last one. Of a network
+that compares the jets of a batch all micro-batches go forward before one backward pass: they save padding, not memory,
+and no jet is spared the comparison with any other. Lower precision is torch's automatic one; bf16 needs no scaling,
+fp16 has a scaler, whose skipped steps (gradients that overflow while it looks for its scale) are no error.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from jetfoundry.loading.batch import Batch, MicroBatch
-from jetfoundry.train.optim import OptimConfig, build_optimizer, set_learning_rate
+from jetfoundry.models.losses import losses_of
+from jetfoundry.train.optim import OptimConfig, build_optimizer, restore_optimizer, set_learning_rate
 from jetfoundry.train.timing import PhaseTimer
 
-__all__ = ["Precision", "Step", "Stepper", "autocast", "judged_weights", "logits_of"]
+__all__ = ["Precision", "Step", "Stepper", "autocast", "joined", "judged_weights", "logits_of", "outputs_of"]
 
 Precision = Literal["off", "bf16", "fp16"]
 
@@ -29,11 +32,12 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 class Step(NamedTuple):
     """What a step was: cross-entropy of each jet (B,) in the batch's order, number of right answers, norm of the
-    gradient before it was clipped. All on the device."""
+    gradient before it was clipped, sums over the jets of the network's own figures (K,). All on the device."""
 
     losses: torch.Tensor
     right: torch.Tensor
     norm: torch.Tensor
+    figures: torch.Tensor
 
 
 class Stepper:
@@ -42,6 +46,7 @@ class Stepper:
     def __init__(self, model: nn.Module, optim: OptimConfig, precision: Precision, device: torch.device) -> None:
         self.model, self.optim, self.precision, self.device = model, optim, precision, device
         self.bare = getattr(model, "module", model)
+        self.figures: tuple[str, ...] = getattr(self.bare, "figures", ())
         self.optimizer = build_optimizer(self.bare, optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.average: AveragedModel | None = None
@@ -58,21 +63,33 @@ class Stepper:
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         losses, right = [], torch.zeros((), device=self.device)
-        for number, micro in enumerate(batch.micro, 1):
-            quiet: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-            if number < len(batch.micro) and isinstance(self.model, nn.parallel.DistributedDataParallel):
-                quiet = self.model.no_sync()
-            with quiet:
-                with timer.phase("train/forward"), autocast(self.precision, self.device):
-                    logits, labels = logits_of(self.model, micro, self.device)
-                    own = functional.cross_entropy(logits.float(), labels, reduction="none")
-                with timer.phase("train/backward"):
-                    self.scaler.scale(own.sum() / batch.size).backward()
-            losses.append(own.detach())
-            right += (logits.detach().argmax(1) == labels).sum()
+        figures = torch.zeros(len(self.figures), device=self.device)
+        for parts in [batch.micro] if hasattr(self.bare, "joined") else [(micro,) for micro in batch.micro]:
+            with timer.phase("train/forward"), autocast(self.precision, self.device):
+                outputs, labels = self._forward(parts, batch)
+                ids = None if batch.ids is None else torch.from_numpy(batch.ids).to(self.device)
+                found = losses_of(self.bare, outputs, labels, ids)
+            with timer.phase("train/backward"):
+                self.scaler.scale(found.total.sum() / batch.size).backward()
+            losses.append(found.classification)
+            right += (found.logits.argmax(1) == labels).sum()
+            if self.figures:
+                figures += torch.stack([found.figures[name].expand(len(labels)).sum() for name in self.figures])
         with timer.phase("train/optimizer"):
             norm = self._update()
-        return Step(torch.cat(losses), right, norm)
+        return Step(torch.cat(losses), right, norm, figures)
+
+    def _forward(self, parts: Sequence[MicroBatch], batch: Batch) -> tuple[Any, torch.Tensor]:
+        """Outputs and labels of these micro-batches, all or one of `batch`. Workers exchange gradients in the backward
+        pass that follows the last one's forward pass."""
+        done = []
+        for micro in parts:
+            quiet: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+            if micro is not batch.micro[-1] and isinstance(self.model, nn.parallel.DistributedDataParallel):
+                quiet = self.model.no_sync()
+            with quiet:
+                done.append(outputs_of(self.model, micro, self.device, training=True))
+        return joined(self.bare, done)
 
     def _update(self) -> torch.Tensor:
         self.scaler.unscale_(self.optimizer)
@@ -97,7 +114,7 @@ class Stepper:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned, with the same options."""
         self.bare.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
@@ -106,10 +123,26 @@ class Stepper:
 
 def logits_of(model: nn.Module, micro: MicroBatch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Move one micro-batch to the device and run the network on its `inputs`: logits (b, C) and labels (b,)."""
+    return outputs_of(model, micro, device, training=False)
+
+
+def outputs_of(
+    model: nn.Module, micro: MicroBatch, device: torch.device, *, training: bool
+) -> tuple[Any, torch.Tensor]:
+    """The same of a network that takes other inputs, and gives other outputs, in `training`."""
     inputs, labels = micro.to(device)
     network: Any = getattr(model, "module", model)
-    *values, mask = (inputs[name] for name in network.inputs)
-    return model(*values, mask > 0), labels
+    names = getattr(network, "training_inputs", network.inputs) if training else network.inputs
+    return model(*(inputs[name] > 0 if name == "pf_mask" else inputs[name] for name in names)), labels
+
+
+def joined(network: nn.Module, done: Sequence[tuple[Any, torch.Tensor]]) -> tuple[Any, torch.Tensor]:
+    """Outputs and labels of micro-batches as those of one."""
+    outputs, labels = zip(*done, strict=True)
+    if len(done) == 1:
+        return outputs[0], labels[0]
+    join: Any = network.joined
+    return join(outputs), torch.cat(labels)
 
 
 def judged_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
