@@ -170,7 +170,7 @@ class PairEmbedding(nn.Module):
     def _padded(self, particles: Tensor, mask: Tensor) -> Tensor:
         """All T = P (P + 1) / 2 pairs of slots of every jet."""
         real, length = mask.squeeze(1), mask.shape[-1]
-        a, b = torch.tril_indices(length, length, device=mask.device)  # (T,) each, a >= b
+        a, b = _triangle(length, mask.device)  # (T,) each, a >= b
         with torch.no_grad(), torch.autocast(particles.device.type, enabled=False):
             pairs = pair_features(particles[..., a], particles[..., b])  # (B, T, 4)
         heads = self._embed(pairs, real[:, a] & real[:, b])  # (B, T, H)
@@ -182,6 +182,13 @@ class PairEmbedding(nn.Module):
         for layer in self.layers:
             rows = layer(rows, real) if isinstance(layer, LinearRenorm) else layer(rows)
         return rows
+
+
+def _triangle(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`torch.tril_indices` by a formula, which can be compiled for all lengths at once; float64 is exact here."""
+    pair = torch.arange(length * (length + 1) // 2, device=device)
+    a = (((8 * pair + 1).double().sqrt() - 1) / 2).long()
+    return a, pair - a * (a + 1) // 2
 
 
 class _Mirror(torch.autograd.Function):
@@ -198,7 +205,7 @@ class _Mirror(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (up,) = gradients
-        a, b = torch.tril_indices(ctx.length, ctx.length, device=up.device)
+        a, b = _triangle(ctx.length, up.device)
         return up[..., a * ctx.length + b] + up[..., b * ctx.length + a] * (a != b), None
 
 
