@@ -14,7 +14,7 @@ SIZE := $(if $(filter-out 24000 6,$(JETS) $(EPOCHS)),-$(JETS)-$(EPOCHS))
 SIM := data/sim$(SIZE)
 RUN := runs/demo$(SIZE)
 
-.PHONY: demo test test-all lint format clean-demo
+.PHONY: demo results test test-all lint format clean-demo
 
 demo: $(READY)
 	$(BIN)/python jobs/simulate.py datasets/jetclass2_sim.yaml output=$(SIM)/root jets=$(JETS)
@@ -22,6 +22,9 @@ demo: $(READY)
 	$(BIN)/python jobs/pretrain.py jobs/recipes/demo.yaml data=$(SIM)/shards run=$(RUN) train.epochs=$(EPOCHS)
 	$(BIN)/python jobs/transfer.py datasets/tasks/demo.yaml backbone=$(RUN)
 	$(BIN)/python jobs/export.py $(RUN)
+
+results: $(READY)
+	$(BIN)/python jobs/compare.py jobs/recipes/comparison.yaml
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -m "not slow"

@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Flags only ever grow; this list makes each one a decision.
 FLAGS = {
     IngestConfig: 22,
-    Recipe: 60,
-    TransferConfig: 11,
+    Recipe: 61,
+    TransferConfig: 12,
     ScoreConfig: 9,
     ExportConfig: 5,
     ComparisonConfig: 28,

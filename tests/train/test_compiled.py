@@ -44,16 +44,16 @@ def test_the_triangle_is_that_of_torch(length):
 @pytest.mark.parametrize("how", ["default", "reduce-overhead"])
 def test_a_compiled_network_trains_alike_and_default_is_compiled_once_for_all_lengths(how):
     torch._dynamo.reset()
-    batches = [batch([3, 5, 6], 4, seed=1), batch([4, 7], 5, seed=2), batch([6, 9, 12], 4, seed=3)]
+    torch._dynamo.utils.counters.clear()
+    batches = [batch([3, 5], 4, seed=1), batch([4], 5, seed=2), batch([5], 4, seed=3)]
     found = []
     for mode in ("off", how):
         torch.manual_seed(0)
         model = ParticleTransformer(SMALL)
         compile_network(model, mode)
-        step = Stepper(model, OptimConfig(lr=1e-2, eps=1e-4), "off", torch.device("cpu"))
-        found.append([step(each, 1e-2, PhaseTimer()).losses for each in batches])
+        step = Stepper(model, OptimConfig(eps=1e-4), "off", torch.device("cpu"))
+        found.append([step(each, 1e-3, PhaseTimer()).losses for each in batches])
     for plain, compiled in zip(*found, strict=True):
-        torch.testing.assert_close(plain, compiled, rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(plain, compiled, rtol=1e-4, atol=1e-4)
     if how == "default":
-        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        assert graphs <= 6, f"compiled {graphs} graphs for 8 shapes"
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "one for the first shape, one for all"
