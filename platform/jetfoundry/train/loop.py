@@ -133,10 +133,12 @@ def fit(
                 sums = _Sums(device, stepper.figures)
             metrics: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
             if epoch_done:
-                metrics |= validate(stepper.judged).figures()
+                with timer.phase("pause/validation"):
+                    metrics |= validate(stepper.judged).figures()
                 log(metrics)
             if saving:
-                save(stepper.state() | sums.state() | {"step": step, "position": list(position)}, metrics)
+                with timer.phase("pause/checkpoint"):
+                    save(stepper.state() | sums.state() | {"step": step, "position": list(position)}, metrics)
             if asked == "stop":
                 break
     return timer.summary()

@@ -1,4 +1,4 @@
-"""Wall time by phase under path-like names (`data/wait`, `train/forward`, …), the first step apart.
+"""Wall time by phase under path-like names (`data/wait`, `train/forward`, `pause/validation`, …), the first step apart.
 
 On a GPU the phases of an asynchronous step are only real with `synchronize=True`, which costs some speed.
 """
@@ -49,9 +49,10 @@ class PhaseTimer:
             self.jets += jets
 
     def summary(self) -> dict[str, float]:
-        """Jets per second over the training phases, and each phase's share of the time."""
+        """Jets per second while training goes on, pauses left out, and each phase's share of the whole time."""
         total = sum(self.seconds.values())
-        if total == 0:
+        working = sum(seconds for name, seconds in self.seconds.items() if not name.startswith("pause/"))
+        if working == 0:
             return {"jets_per_s": 0.0}
         shares = {name: round(seconds / total, 4) for name, seconds in sorted(self.seconds.items())}
-        return {"jets_per_s": round(self.jets / total, 1), **shares}
+        return {"jets_per_s": round(self.jets / working, 1), **shares}
