@@ -9,7 +9,6 @@ run folder continues from the last committed checkpoint.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -151,7 +150,7 @@ def pretrain(recipe: Recipe, run: Path, spec: dict[str, Any] | None = None) -> d
 def _best(checkpoints: list[tuple[Any, dict[str, Any]]], chosen: CheckpointsConfig) -> tuple[Any, dict[str, Any]]:
     """The best checkpoint that was validated, and its figures."""
     sign = 1 if chosen.order == "max" else -1
-    judged = [pair for pair in checkpoints if math.isfinite(pair[1][chosen.metric])]
+    judged = [pair for pair in checkpoints if pair[1][chosen.metric] != chosen.score({})]
     if not judged:
         msg = f"checkpoints.metric: no checkpoint has a {chosen.metric}: the validation jets do not give it"
         raise InputError(msg)

@@ -146,7 +146,7 @@ def _reporter(spec: dict[str, Any], recipe: Recipe, architecture: Any, rank: int
 
     def save(state: dict[str, Any], metrics: dict[str, Any]) -> None:
         # By this Ray ranks checkpoints: one that was not validated is kept as the latest only.
-        ranked = {recipe.checkpoints.metric: float("nan"), **metrics}
+        ranked = metrics | {recipe.checkpoints.metric: recipe.checkpoints.score(metrics)}
         place = {"positions": _gathered(state["position"], device), "steps_per_epoch": spec["steps_per_epoch"]}
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None

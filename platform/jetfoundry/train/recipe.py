@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import sys
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from jetfoundry import config
@@ -85,6 +88,14 @@ class CheckpointsConfig:
         if "loss" in self.metric and self.order == "max":
             msg = f"the largest {self.metric} is the worst model; set checkpoints.order=min"
             raise ValueError(msg)
+
+    def score(self, metrics: Mapping[str, Any]) -> float:
+        """The figure of a checkpoint by which it is ranked; the worst number that there is if it has none, since Ray
+        keeps figures as JSON, which knows neither NaN nor infinity."""
+        value = metrics.get(self.metric)
+        if value is not None and math.isfinite(value):
+            return float(value)
+        return -sys.float_info.max if self.order == "max" else sys.float_info.max
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
