@@ -3,6 +3,7 @@
     python jobs/benchmark.py ingest
     python jobs/benchmark.py features
     python jobs/benchmark.py loader jets=100000 rounds=7
+    python jobs/benchmark.py train jets=512 batch_size=128 rounds=3 curves=10     # and infer; preset=demo, device=cuda
 
 Makes its own sample (simulated, needs the [sim] extra) or takes `input='jets/*.root'`. Installs nothing: weaver-core
 must be there (the [dev] extra). Written: docs/benchmarks/<theme>_<hardware>_<date>.md and .json; log.txt in the

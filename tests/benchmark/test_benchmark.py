@@ -55,3 +55,20 @@ def test_the_ingest_theme_writes_a_report_with_both_sides_and_their_ratio(tmp_pa
     assert "400 jets, 1 runs" in text
     sides = json.loads(report.with_suffix(".json").read_text())["sides"]
     assert sides["jetfoundry"]["ratio"] == pytest.approx(sides["jetfoundry"]["rate"] / sides["weaver"]["rate"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["train", "infer"])
+def test_the_themes_of_the_network_compare_wall_times_and_say_whether_both_learn_alike(
+    tmp_path, make_jets, write_root, theme
+):
+    source = write_root(tmp_path / "jets.root", make_jets(300))
+    small = {"preset": "demo", "jets": 100, "batch_size": 50, "micro_batches": 2, "rounds": 1, "curves": 3}
+    folders = {"work": tmp_path / "work", "output": tmp_path / "out"}
+    report, timings = run(BenchmarkConfig(theme=theme, input=(str(source),), **small, **folders))
+    assert [timing.name for timing in timings] == ["jetfoundry", "weaver", "weaver, sorted", "jetfoundry, bf16"]
+    record = json.loads(report.with_suffix(".json").read_text())
+    sides = record["sides"]
+    assert sides["jetfoundry"]["ratio"] == pytest.approx(sides["jetfoundry"]["wall"] / sides["weaver"]["wall"])
+    assert record["options"]["micro_batches"] == 2
+    assert ("the spread of the seeds" in report.read_text()) == (theme == "train")

@@ -3,12 +3,14 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from jetfoundry.errors import InputError
 from jetfoundry.loading.batch import Batch, MicroBatch, Position
+from jetfoundry.train.finite import FiniteWatch, nth_jet
 from jetfoundry.train.loop import TrainConfig, Validation, fit, predict
 from jetfoundry.train.optim import OptimConfig
+from jetfoundry.train.step import Stepper
 
 CPU = torch.device("cpu")
 OPTIONS = TrainConfig(epochs=4, optim=OptimConfig(lr=0.05), log_steps=1, seed=5)
@@ -136,6 +138,26 @@ def test_the_first_jet_whose_loss_is_not_finite_is_named():
     with pytest.raises(InputError, match=r"step 2: the training loss of 1 of 8 jets is not finite; .* for shard 7, 6"):
         fit(model, broken, validate, OPTIONS, steps_per_epoch=2, device=CPU, **how)
     assert saved == []
+
+
+def test_workers_with_good_jets_name_the_bad_one_of_another_worker(monkeypatch):
+    def gather(messages, mine):
+        assert mine is None
+        messages[:] = [None, "step 3: the training loss of 1 of 8 jets is not finite; the first is nan for jet 5"]
+
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_gather_object", gather)
+    with pytest.raises(InputError, match=r"^worker 1, step 3: .* nan for jet 5\. Look at these inputs"):
+        FiniteWatch(CPU, nth_jet).add(3, batch_number(0), torch.zeros(8), torch.tensor(float("nan")))
+
+
+def test_gradients_that_overflow_in_fp16_at_whatever_scale_stop_the_run():
+    stepper = Stepper(Toy(), OPTIONS.optim, "fp16", CPU)
+    stepper.check_scale()
+    stepper.scaler.load_state_dict(stepper.scaler.state_dict() | {"scale": 1e-4})
+    with pytest.raises(InputError, match=r"fp16: gradients overflow even at a loss scale of 0.0001"):
+        stepper.check_scale()
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run():

@@ -96,7 +96,7 @@ def test_waiting_for_machines_ends(monkeypatch):
     clock = iter([100.0, 100.0, 159.0, 500.0, 500.0, 559.0, 561.0])
     monkeypatch.setattr(ray_watch.time, "monotonic", lambda: next(clock))
     running, waiting = type("RunningState", (), {})(), type("ReschedulingState", (), {})()
-    limit = ray_watch.WaitLimit(60, "2 worker(s) of 1 CPU")
+    limit = ray_watch.RunWatch(60, "2 worker(s) of 1 CPU")
     limit.after_controller_state_update(running, waiting)
     limit.after_controller_state_update(waiting, waiting)
     limit.after_controller_state_update(waiting, running)  # the count begins anew

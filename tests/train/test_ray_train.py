@@ -82,6 +82,19 @@ def test_what_is_wrong_with_the_data_reaches_the_user_as_itself(ray_local, tmp_p
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_a_run_of_two_workers_at_once_and_names_a_jet(ray_local, tmp_path, toy_shards):
+    data = toy_shards(tmp_path / "shards", train=200, val=20)
+    two = ["workers.num_workers=2", "workers.cpus_per_worker=0.5", "train.optim.lr=1e30", "train.optim.warmup=0"]
+    diverging = recipe(data, tmp_path / "run", *two)
+    with pytest.raises(InputError, match=r"worker \d, step \d+: the training loss of .* is not finite.*row \d+"):
+        pretrain(diverging, runs.open_run(diverging.run, diverging))
+    assert (
+        len(list((tmp_path / "run" / "tensorboard").glob("events*"))) == 1
+    )  # workers.max_failures is for lost workers
+
+
+@pytest.mark.ray
 def test_a_run_does_not_continue_with_other_features(trained):
     _, two, run, _ = trained
     features = Path(two.features)
@@ -188,6 +201,13 @@ def test_gpus_that_this_machine_does_not_have_are_not_waited_for(ray_local, tmp_
 def test_a_recipe_with_an_unknown_key_names_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown key 'train.epoch'; nearest: epochs"):
         recipe("d", "r", "train.epoch=3")
+
+
+def test_heads_that_nothing_would_train_are_refused(tmp_path, toy_shards):
+    data = toy_shards(tmp_path / "shards", train=100, val=20)
+    two = "model.change={tasks: [{name: classification}, {name: mass, outputs: 1}]}"
+    with pytest.raises(ConfigError, match=r"tasks: nothing trains mass"):
+        plan(recipe(data, tmp_path / "run", two))
 
 
 def test_unknown_preset_and_model_option_name_the_nearest(tmp_path, toy_shards):

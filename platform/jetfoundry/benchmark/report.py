@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from jetfoundry import files, runs
+from jetfoundry import config, files, runs
 from jetfoundry.benchmark.measure import Timing
 from jetfoundry.benchmark.settings import BenchmarkConfig
 
@@ -48,9 +48,10 @@ def write_report(
     """Write `<name>_<hardware>_<date>.md` and a JSON of the same name (`name` '' = the theme). Ratios are to the side
     named `baseline`, of jets per CPU-second or, with `wall`, of jets per second of wall time."""
     machine, today = hardware(), datetime.datetime.now(datetime.UTC).date().isoformat()
-    short = re.sub(r"[^a-z0-9]+", "-", f"{machine['cores']}x {machine['processor']}".lower()).strip("-")
-    path = cfg.output / f"{name or cfg.theme}_{short}_{today}.md"
     gpu = torch.cuda.get_device_name() if cfg.device == "cuda" and torch.cuda.is_available() else ""
+    short = re.sub(r"[^a-z0-9]+", "-", (gpu or f"{machine['cores']}x {machine['processor']}").lower()).strip("-")
+    path = cfg.output / f"{name or cfg.theme}_{short}_{today}.md"
+    options = ", ".join(f"{key}={value}" for key, value in config.to_dict(cfg).items() if key not in ("work", "output"))
     base = next(timing for timing in timings if timing.name == baseline)
 
     def ratio(timing: Timing) -> float:
@@ -77,14 +78,20 @@ average {machine["load"]}. {versions}. Commit {runs.git_commit()}.
 {method}
 
 {cfg.jets:,} jets, {cfg.rounds} runs of each side in turn, each in a fresh process with
-{"all cores" if wall else "one thread per numerical library"}.
+{"all cores" if wall else "one thread per numerical library"}. Options: {options}.
 
 | {" | ".join(header)} |
 |{" --- |" * len(header)}
 """
     text += "\n".join(rows) + "\n" + (f"\n{more.strip()}\n" if more else "")
     files.write_text(path, text)
-    record = {"theme": cfg.theme, "hardware": machine, "date": today, "baseline": baseline}
+    record = {
+        "theme": cfg.theme,
+        "hardware": machine | {"gpu": gpu},
+        "options": config.to_dict(cfg),
+        "date": today,
+        "baseline": baseline,
+    }
     record["sides"] = {
         t.name: {"rate": t.rate, "wall": t.wall_rate, "ratio": ratio(t), "peak_mib": t.peak} for t in timings
     }

@@ -8,6 +8,7 @@ from typing import Literal
 
 from jetfoundry.config import option
 from jetfoundry.train.compiled import Compile
+from jetfoundry.train.step import Precision
 
 __all__ = ["BenchmarkConfig", "Compression", "Theme"]
 
@@ -34,6 +35,7 @@ class BenchmarkConfig:
     micro_batches: int = option(16, "train, infer: parts of our batch, sorted by length")
     length_step: int = option(1, "train, infer: pad our micro-batches to multiples of so many particles")
     device: str = option("cpu", "train, infer: cpu or cuda")
+    precision: Precision = option("off", "train, infer: automatic mixed precision of all sides; off: ours also in bf16")
     compile: Compile = option("off", "train, infer: also measure both networks with torch.compile: default, …")
     curves: int = option(0, "train: steps of the loss curves, 3 seeds for each side, to compare; 0 = none")
     work: Path = option(Path("data/benchmark"), "folder of the samples; kept, so that the next run starts at once")

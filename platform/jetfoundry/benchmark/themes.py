@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jetfoundry.benchmark.settings import BenchmarkConfig
 __all__ = ["run"]
 
 _POOL = 12_000  # jets that training batches are drawn from, at least
+_TRAINED_ON = 0.7  # share of a shard folder's jets that are surely in its train split
 
 _TITLES = {
     "ingest": "ROOT to Parquet: jetfoundry against weaver's converter",
@@ -36,7 +38,8 @@ def run(cfg: BenchmarkConfig) -> tuple[Path, list[Timing]]:
         sides, method = ingest.sides(sample.root_files(cfg), cfg.work), ingest.__doc__ or ""
         name = f"ingest-{cfg.compression}"
     elif wall:
-        shards = sample.shard_folder(dataclasses.replace(cfg, jets=max(cfg.jets, _POOL)))
+        pool = max(_POOL, math.ceil(max(cfg.jets, cfg.curves * cfg.batch_size) / _TRAINED_ON))
+        shards = sample.shard_folder(dataclasses.replace(cfg, jets=pool))
         sides, method, name = train.sides(cfg, shards), train.__doc__ or "", f"{cfg.theme}-{cfg.preset}"
         more = _curves(cfg, shards) if cfg.theme == "train" and cfg.curves else ""
     else:
@@ -48,9 +51,14 @@ def run(cfg: BenchmarkConfig) -> tuple[Path, list[Timing]]:
 
 
 def _curves(cfg: BenchmarkConfig, shards: Path) -> str:
-    """Mean loss of the last fifth of short trainings, and how much it scatters between seeds."""
+    """Mean loss of the last fifth of short trainings, how much it scatters between seeds, and whether both agree."""
     lines = [f"Mean training loss of the last fifth of {cfg.curves} steps of {cfg.batch_size} jets, 3 seeds:", ""]
-    for side, curves in train.losses(cfg, shards, 3, cfg.curves).items():
+    found = {}
+    for side, curves in train.losses(cfg, shards, 3).items():
         last = np.asarray(curves)[:, -max(1, cfg.curves // 5) :].mean(axis=1)
+        found[side] = last.mean(), last.std(ddof=1)
         lines.append(f"- {side}: {last.mean():.3f}, standard deviation {last.std(ddof=1):.3f}")
-    return "\n".join(lines)
+    (ours, spread), (theirs, their_spread) = found["jetfoundry"], found["weaver"]
+    agree = abs(ours - theirs) <= np.hypot(spread, their_spread)
+    verdict = "agree within" if agree else "do not agree within"
+    return "\n".join([*lines, "", f"They differ by {ours - theirs:+.3f}: they {verdict} the spread of the seeds."])

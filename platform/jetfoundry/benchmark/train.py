@@ -5,10 +5,10 @@ same jets in the same batches, same optimiser (AdamW) and precision, alternating
     jetfoundry, bf16    the same in automatic mixed precision
     weaver              the batch as it comes, padded to its longest jet; weaver's own trimmer is on, as by default
     weaver, sorted      our micro-batches given to weaver's network, with accumulated gradients: what sorting alone buys
-    …, compiled         the same with torch.compile, if asked for (`compile=default`)
+    …, compiled         the same with torch.compile, if asked for
 
-Batches are made before the clock starts. Dropout is on in training, and every step ends with the update of the weights.
-Ratios are of jets per second of wall time with all cores, since that is what a user waits for.
+Batches are made, and for a GPU pinned, before the clock starts. Dropout is on in training, and every step ends with the
+update of the weights. Ratios are of jets per second of wall time with all cores, since that is what a user waits for.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from jetfoundry.benchmark import peer
 from jetfoundry.benchmark.measure import Side
 from jetfoundry.benchmark.settings import BenchmarkConfig
 from jetfoundry.data.shards import open_shards
+from jetfoundry.errors import InputError
 from jetfoundry.features.transform import load_data_config
 from jetfoundry.loading.batch import Batch, MicroBatch
 from jetfoundry.loading.pieces import read_pieces
@@ -58,31 +59,33 @@ def sides(cfg: BenchmarkConfig, shards: Path) -> list[Side]:
     where = {"shards": str(shards), "features": cfg.features, "jets": cfg.jets, "batch": cfg.batch_size,
              "preset": cfg.preset, "training": cfg.theme == "train", "device": cfg.device,
              "step": cfg.length_step}  # fmt: skip
+    where["precision"] = cfg.precision
     rungs: dict[str, dict[str, Any]] = {
         "jetfoundry": {"ours": True, "micro": cfg.micro_batches},
-        "jetfoundry, bf16": {"ours": True, "micro": cfg.micro_batches, "precision": "bf16"},
         "weaver": {"ours": False, "micro": 1},
-        "weaver, bf16": {"ours": False, "micro": 1, "precision": "bf16"},
         "weaver, sorted": {"ours": False, "micro": cfg.micro_batches},
     }
+    if cfg.precision == "off":
+        rungs["jetfoundry, bf16"] = rungs["jetfoundry"] | {"precision": "bf16"}
     if cfg.compile != "off":
-        rungs |= {f"{name}, compiled": {**rungs[name], "how": cfg.compile} for name in ("jetfoundry", "weaver")}
+        rungs |= {f"{name}, compiled": rungs[name] | {"how": cfg.compile} for name in ("jetfoundry", "weaver")}
     return [Side(name, _prepare, _run, {**where, **rung}, threads=0) for name, rung in rungs.items()]
 
 
-def losses(cfg: BenchmarkConfig, shards: Path, seeds: int, steps: int) -> dict[str, list[list[float]]]:
-    """Training losses by step, of our network and weaver's, for several seeds: do both learn the same?
+def losses(cfg: BenchmarkConfig, shards: Path, seeds: int) -> dict[str, list[list[float]]]:
+    """Losses of the first `curves` training steps, of our network and weaver's, for several seeds: do both learn the
+    same?
 
     The networks begin with weights drawn by their own rules, and see the same batches in the same order.
     """
     found: dict[str, list[list[float]]] = {"jetfoundry": [], "weaver": []}
-    batches = _batches(str(shards), cfg.features, steps * cfg.batch_size, cfg.batch_size, cfg.micro_batches)
-    whole = _batches(str(shards), cfg.features, steps * cfg.batch_size, cfg.batch_size, 1)
+    batches = _batches(str(shards), cfg.features, cfg.curves * cfg.batch_size, cfg.batch_size, cfg.micro_batches)
+    whole = _batches(str(shards), cfg.features, cfg.curves * cfg.batch_size, cfg.batch_size, 1)
     for name, given in (("jetfoundry", batches), ("weaver", whole)):
         for seed in range(seeds):
             torch.manual_seed(seed)
             network = _network(cfg.preset, given, ours=name == "jetfoundry").to(cfg.device)
-            step = Stepper(network, _OPTIM, "off", torch.device(cfg.device))
+            step = Stepper(network, _OPTIM, cfg.precision, torch.device(cfg.device))
             curve = [step(batch, 1e-3, PhaseTimer()).losses.mean().item() for batch in given]
             found[name].append(curve)
     return found
@@ -98,6 +101,9 @@ def _batches(shards: str, features: str, jets: int, size: int, micro: int, step:
         if rows > 1.3 * jets + 1000:
             break
     found = data.apply(read_pieces(pieces, data.columns), training=True)
+    if len(found) < jets:
+        msg = f"{shards}: wanted {jets} jets of the train split for the batches, got {len(found)}; raise jets"
+        raise InputError(msg)
     order = np.random.default_rng(_SEED).permutation(len(found))[: max(1, jets // size) * size]
     return [length_sorted(found, order[begin : begin + size], micro, step) for begin in range(0, len(order), size)]
 
@@ -131,11 +137,12 @@ class _Weaver(nn.Module):
 
 def _prepare(
     shards: str, features: str, jets: int, batch: int, preset: str, device: str, step: int, *, training: bool,
-    ours: bool, micro: int, precision: Precision = "off", how: Compile = "off",
+    ours: bool, micro: int, precision: Precision, how: Compile = "off",
 ) -> _State:  # fmt: skip
     batches = _batches(shards, features, jets, batch, micro, step if ours else 1)
     torch.manual_seed(_SEED)
     where = torch.device(device)
+    batches = [batch.pinned() for batch in batches] if where.type == "cuda" else batches
     network = _network(preset, batches, ours=ours).to(where).train(training)
     compile_network(network, how)
     state = _State(network, batches, where, precision, Stepper(network, _OPTIM, precision, where) if training else None)

@@ -2,7 +2,8 @@
 
 A NaN spreads to every weight in one step, and nothing after it means anything. So each step's losses are looked at, jet
 by jet, before anything of them is logged, validated or saved. On a GPU the answer of a step is read one step later, so
-the check does not make the CPU wait for the device.
+the check does not make the CPU wait for the device. The gradient is that of all workers: when it is not finite all of
+them stop at the same step, with the message of the first that has such a jet.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import distributed
 
 from jetfoundry.errors import InputError
 from jetfoundry.loading.batch import Batch
@@ -41,9 +43,7 @@ class FiniteWatch:
 
     def __init__(self, device: torch.device, where: Where) -> None:
         self._device, self._where = device, where
-        self._pending: tuple[int, Batch, torch.Tensor, torch.Tensor, torch.Tensor, torch.cuda.Event | None] | None = (
-            None
-        )
+        self._pending: _Pending | None = None
 
     def add(self, step: int, batch: Batch, losses: torch.Tensor, norm: torch.Tensor) -> None:
         """Step number `step` (from 1) had these `losses` (B,) and this norm of the gradient, both on the device."""
@@ -67,15 +67,25 @@ class FiniteWatch:
             event.synchronize()
         if math.isfinite(total.item()):
             return
-        bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
-        if bad:
-            value = losses[bad[0]].item()
-            all_of_them = " (so are all others: the weights of the step before are damaged)" * (len(bad) == batch.size)
-            msg = f"step {step}: the training loss of {len(bad)} of {batch.size} jets is not finite{all_of_them}; "
-            msg += f"the first is {value} for {self._where(batch, bad[0])}"
-        else:
+        found = self._of_jets(step, batch, losses)
+        if distributed.is_initialized() and not math.isfinite(norm.item()):  # so for all workers: all of them are here
+            found = _first_of_all_workers(found)
+        if found is None:
             worst = int(losses.argmax())
-            msg = f"step {step}: the gradient's norm is {norm.item()}; the largest loss, {losses[worst].item():.4g}, "
-            msg += f"is that of {self._where(batch, worst)}"
-        msg += ". Look at these inputs, or lower the learning rate"
-        raise InputError(msg)
+            found = f"step {step}: the gradient's norm is {norm.item()}; the largest loss, {losses[worst].item():.4g}, "
+            found += f"is that of {self._where(batch, worst)}"
+        raise InputError(found + ". Look at these inputs, or lower the learning rate")
+
+    def _of_jets(self, step: int, batch: Batch, losses: torch.Tensor) -> str | None:
+        bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+        if not bad:
+            return None
+        all_of_them = " (so are all others: the weights of the step before are damaged)" * (len(bad) == batch.size)
+        msg = f"step {step}: the training loss of {len(bad)} of {batch.size} jets is not finite{all_of_them}; "
+        return msg + f"the first is {losses[bad[0]].item()} for {self._where(batch, bad[0])}"
+
+
+def _first_of_all_workers(message: str | None) -> str | None:
+    messages: list[str | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(messages, message)
+    return next((f"worker {rank}, {text}" for rank, text in enumerate(messages) if text is not None), None)

@@ -127,6 +127,7 @@ def fit(
             saving = epoch_done or asked or (options.checkpoint_steps and step % options.checkpoint_steps == 0)
             if saving or step % options.log_steps == 0:
                 watch.settle()
+                stepper.check_scale()
             if epoch_done or step % options.log_steps == 0:
                 row = {"step": step, "epoch": step / steps_per_epoch, "lr": lr, **sums.means()}
                 log({**row, **_resources(timer, world, batch, device), "position": list(position)})

@@ -51,7 +51,7 @@ class RangeTest(NamedTuple):
 
 def find_learning_rate(recipe: Recipe, spec: dict[str, Any]) -> RangeTest:
     """Range test of a planned run (`ray_train.plan`) in this process: its network, its first batches, each as large as
-    those of all its workers together, on a GPU if its workers have one."""
+    those of all its workers together, on a GPU if its workers and this machine have one."""
     data = load_data_config(config.parse_yaml(spec["data_yaml"], recipe.features), known=None, scheme=recipe.labels)
     train = spec["files"]["train"] if spec["files"] else open_shards(recipe.data, "train")
     world, loader = recipe.workers.num_workers, recipe.loader
@@ -59,7 +59,7 @@ def find_learning_rate(recipe: Recipe, spec: dict[str, Any]) -> RangeTest:
         loader, batch_size=world * loader.batch_size, micro_batches=world * loader.micro_batches
     )
     torch.manual_seed(recipe.train.seed)
-    device = torch.device("cuda" if recipe.workers.use_gpu else "cpu")
+    device = torch.device("cuda" if recipe.workers.use_gpu and torch.cuda.is_available() else "cpu")
     network = build(config.build(MODELS[spec["model_name"]][0], spec["model"])).to(device)
 
     def batches() -> Iterator[Batch]:

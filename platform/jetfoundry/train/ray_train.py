@@ -44,6 +44,10 @@ def model_config(recipe: Recipe, data: DataConfig) -> Any:
     sizes = {"input_dim": len(data.inputs["pf_features"].vars) if "pf_features" in data.inputs else 1}
     architecture = configure(chosen.preset, chosen.change, **sizes, num_classes=data.num_classes, name=chosen.name)
     training_data(data, MODELS[model_name(architecture)][1], recipe.loader)
+    untrained = [task.name for task in getattr(architecture, "tasks", ())[1:]]
+    if untrained:
+        msg = f"model.change.tasks: nothing trains {', '.join(untrained)}: a network alone learns its first task; "
+        raise ConfigError(msg + "further ones need a loss, such as that of model.preset=sophon_pp_contrastive")
     return architecture
 
 
@@ -241,7 +245,7 @@ def _trainer(spec: dict[str, Any], workers: WorkersConfig, checkpoints: Checkpoi
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from jetfoundry.train.ray_watch import WaitLimit
+    from jetfoundry.train.ray_watch import RunWatch
 
     threads = workers.threads or max(1, ray_session.usable_cores() // workers.num_workers)
     least = workers.min_workers or workers.num_workers
@@ -265,7 +269,7 @@ def _trainer(spec: dict[str, Any], workers: WorkersConfig, checkpoints: Checkpoi
                 checkpoint_score_attribute=checkpoints.metric,
                 checkpoint_score_order=checkpoints.order,
             ),
-            callbacks=[WaitLimit(60 * workers.wait_minutes, f"{least} worker(s) of {each}")],
+            callbacks=[RunWatch(60 * workers.wait_minutes, f"{least} worker(s) of {each}")],
             # Micro-batches of many sizes would leave holes in each thread's arena: a worker took 2 GB for 1 GB of data.
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "2"}},
         ),

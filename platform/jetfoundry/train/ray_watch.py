@@ -1,4 +1,7 @@
-"""A run whose machines do not come back ends by itself, with an error that says what it waited for.
+"""A run ends by itself when starting again cannot help, or when its machines do not come back.
+
+Ray starts a run again after any failure of a worker. What we raised ourselves, for bad data say, would only be met
+again: it ends the run at once.
 
 Ray asks again for the machines of lost workers without end: it counts failed starts over the whole run and never resets
 that count, so a limit on it (`controller_failure_limit`) would end a long run whose nodes come and go, and fewer
@@ -12,15 +15,17 @@ from typing import Any
 
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
+from jetfoundry import ray_session
 from jetfoundry.errors import ClusterError
 
-__all__ = ["WaitLimit"]
+__all__ = ["RunWatch"]
 
 _NO_WAITING = ("RunningState", "PreemptingState", "ShuttingDownState", "FinishedState", "ErroredState", "AbortedState")
 
 
-class WaitLimit(ControllerCallback):  # type: ignore[misc]  # Ray has no types
-    """Raises ClusterError in Ray Train's controller when no workers have run for `seconds`.
+class RunWatch(ControllerCallback):  # type: ignore[misc]  # Ray has no types
+    """Raises in Ray Train's controller what a worker raised of ours, and ClusterError when no workers have run for
+    `seconds`.
 
     `wanted` says in words what the workers need.
     """
@@ -31,6 +36,10 @@ class WaitLimit(ControllerCallback):  # type: ignore[misc]  # Ray has no types
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Called in every round of the controller, also when its state stays."""
+        failure = getattr(current_state, "training_failed_error", None)
+        if type(current_state).__name__ == "RestartingState":
+            for error in getattr(failure, "worker_failures", {}).values():
+                ray_session.raise_own(error)
         if type(current_state).__name__ in _NO_WAITING:
             self.since = None
             return

@@ -30,6 +30,7 @@ from jetfoundry.models.checkpoints import load_state, save_model, save_state
 from jetfoundry.models.presets import MODELS, build
 from jetfoundry.train.auc import BinnedAuc
 from jetfoundry.train.compiled import compile_network
+from jetfoundry.train.finite import Where
 from jetfoundry.train.loop import Save, TrainStream, Validation, fit, predict
 from jetfoundry.train.metrics_log import MetricsLog, MlflowLog
 from jetfoundry.train.network_data import training_data
@@ -80,11 +81,18 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
 
     def validate(network: nn.Module) -> Validation:
         curves = [BinnedAuc.of(plain) for plain in spec["discriminants"]]
-        return _validate(network, every_jet(val, data, recipe.loader, **share), device, curves)
+        ready = prefetched(
+            lambda: _pinned(every_jet(val, data, recipe.loader, **share), device), recipe.loader.prefetch
+        )
+        with contextlib.closing(ready) as every:
+            return _validate(network, every, device, curves, where)
+
+    def where(batch: Batch, index: int) -> str:
+        return describe_jet(batch, index, data)
 
     timing = fit(
         model,
-        _stream(batches, recipe.loader.prefetch),
+        _stream(batches, recipe.loader.prefetch, device),
         validate,
         recipe.train,
         steps_per_epoch=steps_per_epoch,
@@ -93,7 +101,7 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
         state=state,
         save=_reporter(spec | {"steps_per_epoch": steps_per_epoch}, recipe, architecture, share["rank"], device),
         log=log,
-        where=lambda batch, index: describe_jet(batch, index, data),
+        where=where,
         notice=notices,
     )
     for each in logs:
@@ -123,12 +131,12 @@ def _gathered(position: list[Any], device: torch.device) -> list[list[Any]]:
     return [[*one, deal] for one in _added(every, device).tolist()]
 
 
-def _stream(batches: Any, depth: int) -> TrainStream:
+def _stream(batches: Any, depth: int, device: torch.device) -> TrainStream:
     """Open the batches from a position on in a prefetching thread, and end the thread with the training."""
 
     def ready(start: Position) -> Iterator[tuple[Batch, Position]]:
         for batch, position in batches(start):
-            yield (batch.pinned() if torch.cuda.is_available() else batch), position
+            yield (batch.pinned() if device.type == "cuda" else batch), position
 
     @contextlib.contextmanager
     def opened(start: Position) -> Iterator[Iterator[tuple[Batch, Position]]]:
@@ -136,6 +144,11 @@ def _stream(batches: Any, depth: int) -> TrainStream:
             yield items
 
     return opened
+
+
+def _pinned(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """In memory that a GPU reads by itself, if it is for one."""
+    return (batch.pinned() for batch in batches) if device.type == "cuda" else batches
 
 
 def _reporter(spec: dict[str, Any], recipe: Recipe, architecture: Any, rank: int, device: torch.device) -> Save:
@@ -193,13 +206,21 @@ _WHAT = {  # the cause before what follows from it
 
 
 def _validate(
-    model: nn.Module, batches: Iterator[Batch], device: torch.device, curves: Sequence[BinnedAuc]
+    model: nn.Module, batches: Iterator[Batch], device: torch.device, curves: Sequence[BinnedAuc], where: Where
 ) -> Validation:
-    """Loss, accuracy, AUCs and the network's own figures over all workers' validation jets."""
+    """Loss, accuracy, AUCs and the network's own figures over all workers' validation jets, by the network that is
+    saved: running statistics are those of worker 0. InputError for a jet with an output that is not finite."""
     network: Any = getattr(model, "module", model)
+    if distributed.is_initialized():
+        for buffer in network.buffers():
+            distributed.broadcast(buffer, 0)
     names: tuple[str, ...] = getattr(network, "validation_figures", ())
     sums, own = torch.zeros(3, dtype=torch.float64), torch.zeros(len(names), dtype=torch.float64)
-    for _, logits, labels in predict(network, batches, device, own):
+    for batch, logits, labels in predict(network, batches, device, own):
+        if not (good := logits.isfinite().all(dim=1)).all():
+            first = int((~good).nonzero()[0])
+            msg = f"validation: the network's output is not finite for {where(batch, first)}"
+            raise InputError(msg)
         loss = functional.cross_entropy(logits, labels, reduction="sum")
         right = (logits.argmax(dim=1) == labels).sum()
         sums += torch.tensor([loss.item(), right.item(), len(labels)], dtype=torch.float64)

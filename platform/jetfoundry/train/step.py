@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from jetfoundry.errors import InputError
 from jetfoundry.loading.batch import Batch, MicroBatch
 from jetfoundry.models.losses import losses_of
 from jetfoundry.train.optim import OptimConfig, build_optimizer, restore_optimizer, set_learning_rate
@@ -26,6 +27,8 @@ from jetfoundry.train.timing import PhaseTimer
 __all__ = ["Precision", "Step", "Stepper", "autocast", "joined", "judged_weights", "logits_of", "outputs_of"]
 
 Precision = Literal["off", "bf16", "fp16"]
+
+_SMALLEST_SCALE = 1e-3  # it begins at 65,536 and is halved at every overflow
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -101,6 +104,15 @@ class Stepper:
             self.average.update_parameters(self.bare)
         # While fp16 looks for its scale, gradients overflow and the step is skipped.
         return torch.nan_to_num(norm, posinf=0.0) if self.scaler.is_enabled() else norm
+
+    def check_scale(self) -> None:
+        """InputError if gradients in fp16 overflow at whatever scale: every step would be skipped, and said nothing."""
+        scale = self.scaler.get_scale()
+        if self.scaler.is_enabled() and scale < _SMALLEST_SCALE:
+            msg = (
+                f"fp16: gradients overflow even at a loss scale of {scale:g}, so no step changes the weights; look at "
+            )
+            raise InputError(msg + "the inputs, lower the learning rate, or take train.amp=bf16 or off")
 
     def state(self) -> dict[str, Any]:
         """All that decides the next step, as tensors and plain types."""
