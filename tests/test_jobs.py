@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Flags only ever grow; this list makes each one a decision.
 FLAGS = {
     IngestConfig: 22,
-    Recipe: 61,
+    Recipe: 63,
     TransferConfig: 12,
     ScoreConfig: 9,
     ExportConfig: 5,

@@ -133,6 +133,20 @@ def test_a_yaml_with_weavers_simple_labels_trains_on_its_own_classes(ray_local, 
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_a_trained_network_is_the_beginning_of_another_task_and_what_is_frozen_stays(trained, tmp_path):
+    data, _, run, _ = trained
+    taken = [f"model.init={run / 'model.pt'}", r"model.freeze=['embed\.', 'pair_embed', 'blocks']", "train.epochs=1"]
+    signal = recipe(data, tmp_path / "run", "labels=sophon42", *taken)
+    pretrain(signal, runs.open_run(signal.run, signal))
+    before, after = (load_model(folder / "model.pt").weights for folder in (run, tmp_path / "run"))
+    same = {name for name in after if torch.equal(after[name], before[name])}
+    assert same == {name for name in after if name.startswith(("embed.", "pair_embed", "blocks"))}
+    with pytest.raises(ConfigError, match=r"freeze: 'blcks' matches no parameter"):
+        plan(recipe(data, tmp_path / "run", "model.freeze=[blcks]"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_continues_with_another_number_of_workers_on_the_jets_that_are_left(ray_local, tmp_path, toy_shards):
     data = toy_shards(tmp_path / "shards", train=900, val=40)
     steps = ["train.steps_per_epoch=4", "workers.cpus_per_worker=0.5", "sampling.balance=natural"]

@@ -145,7 +145,8 @@ def _prepare(
     batches = [batch.pinned() for batch in batches] if where.type == "cuda" else batches
     network = _network(preset, batches, ours=ours).to(where).train(training)
     compile_network(network, how)
-    state = _State(network, batches, where, precision, Stepper(network, _OPTIM, precision, where) if training else None)
+    stepper = Stepper(network, _OPTIM, precision, where, graphs=how == "reduce-overhead") if training else None
+    state = _State(network, batches, where, precision, stepper)
     few = [MicroBatch({n: x[:16] for n, x in m.inputs.items()}, m.labels[:16]) for m in batches[0].micro]
     quick = where.type == "cpu" and how == "off"  # kernels are chosen, and networks compiled, for each shape
     _work(state, [Batch(tuple(few), sum(len(m.labels) for m in few))] if quick else batches)  # warm up

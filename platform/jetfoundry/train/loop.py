@@ -101,7 +101,7 @@ def fit(
     whether there is to be a checkpoint out of turn. Raises InputError when a loss is not finite, with what `where` says
     of the first such jet; nothing of that step is logged or saved.
     """
-    stepper = Stepper(model, options.optim, options.amp, device)
+    stepper = Stepper(model, options.optim, options.amp, device, graphs=options.compile == "reduce-overhead")
     step, position = 0, Position()
     if state is not None:
         stepper.restore(state)

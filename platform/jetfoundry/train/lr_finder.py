@@ -21,7 +21,9 @@ from jetfoundry.data.shards import open_shards
 from jetfoundry.features.transform import load_data_config
 from jetfoundry.loading.batch import Batch
 from jetfoundry.loading.loader import prefetched, training_batches
+from jetfoundry.models.freezing import freeze
 from jetfoundry.models.presets import MODELS, build
+from jetfoundry.models.start import begin_from
 from jetfoundry.train.loop import TrainConfig
 from jetfoundry.train.recipe import Recipe
 from jetfoundry.train.step import Stepper
@@ -60,14 +62,17 @@ def find_learning_rate(recipe: Recipe, spec: dict[str, Any]) -> RangeTest:
     )
     torch.manual_seed(recipe.train.seed)
     device = torch.device("cuda" if recipe.workers.use_gpu and torch.cuda.is_available() else "cpu")
-    network = build(config.build(MODELS[spec["model_name"]][0], spec["model"])).to(device)
+    network = build(config.build(MODELS[spec["model_name"]][0], spec["model"]))
+    if spec["init"]:
+        begin_from(network, spec["init"])
+    freeze(network, recipe.model.freeze)
 
     def batches() -> Iterator[Batch]:
         for batch, _ in training_batches(train, data, whole, recipe.sampling, seed=recipe.train.seed):
             yield batch
 
     with contextlib.closing(prefetched(batches, loader.prefetch)) as items:
-        return range_test(network, items, recipe.train, device)
+        return range_test(network.to(device), items, recipe.train, device)
 
 
 def range_test(

@@ -9,6 +9,7 @@ run folder continues from the last committed checkpoint.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -27,7 +28,9 @@ from jetfoundry.loading.loader import uses_per_pass
 from jetfoundry.loading.pieces import JetFiles, JetSet, is_shard_folder, open_jet_set
 from jetfoundry.loading.sampling import balance_of
 from jetfoundry.models.checkpoints import architecture_hash
-from jetfoundry.models.presets import MODELS, configure, model_name
+from jetfoundry.models.freezing import freeze
+from jetfoundry.models.presets import MODELS, build, configure, model_name
+from jetfoundry.models.start import begin_from
 from jetfoundry.train.metrics_log import MlflowLog, progress_bar
 from jetfoundry.train.network_data import check_columns, check_truth, naming_the_way_out, training_data
 from jetfoundry.train.ray_notice import stop_on_signal
@@ -35,6 +38,8 @@ from jetfoundry.train.ray_worker import train_worker
 from jetfoundry.train.recipe import MAY_CHANGE, CheckpointsConfig, Recipe, WorkersConfig
 
 __all__ = ["model_config", "plan", "pretrain", "steps_per_epoch"]
+
+log = logging.getLogger("jetfoundry")
 
 
 def model_config(recipe: Recipe, data: DataConfig) -> Any:
@@ -94,6 +99,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     )
     data = load_data_config(config.parse_yaml(text, recipe.features), known=known, scheme=recipe.labels)
     uses_per_pass(train, data, recipe.sampling)
+    _check_start(recipe, architecture)
     check_truth(training_data(data, MODELS[model_name(architecture)][1], recipe.loader), train)
     spec = {
         # Workers change directory and may run on another machine: absolute paths, and the YAML's text itself.
@@ -101,6 +107,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "data_yaml": text,
         "model": config.to_dict(architecture),
         "model_name": model_name(architecture),
+        "init": str(Path(recipe.model.init).resolve()) if recipe.model.init else "",
         "steps_per_epoch": steps_per_epoch(recipe, train, data),
         "manifest_hash": train.manifest_hash,
         "sample": train.sample,
@@ -115,6 +122,16 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "model": architecture_hash(architecture),
     }
     return spec | {"identity": identity, "classes": list(data.classes)}
+
+
+def _check_start(recipe: Recipe, architecture: Any) -> None:
+    """CheckpointError or ConfigError for weights to begin with, or patterns to freeze, that are not this network's."""
+    if recipe.model.init or recipe.model.freeze:
+        network = build(architecture)
+        if recipe.model.init:
+            left = begin_from(network, recipe.model.init)
+            log.info("%s: taken, but for %s", recipe.model.init, ", ".join(left) or "nothing")
+        freeze(network, recipe.model.freeze)
 
 
 def _known_columns(data: str, layout: Layout) -> Collection[str]:

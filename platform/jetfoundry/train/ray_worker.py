@@ -27,7 +27,9 @@ from jetfoundry.loading.loader import every_jet, prefetched, resumed, training_b
 from jetfoundry.loading.pieces import JetSet
 from jetfoundry.loading.provenance import describe_jet
 from jetfoundry.models.checkpoints import load_state, save_model, save_state
+from jetfoundry.models.freezing import freeze
 from jetfoundry.models.presets import MODELS, build
+from jetfoundry.models.start import begin_from
 from jetfoundry.train.auc import BinnedAuc
 from jetfoundry.train.compiled import compile_network
 from jetfoundry.train.finite import Where
@@ -58,9 +60,12 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
     train, val = (_jets(spec, split) for split in ("train", "val"))
     architecture = config.build(MODELS[spec["model_name"]][0], spec["model"])
     network = build(architecture)
+    state = _last_state(spec["identity"])
+    if spec["init"] and not state:
+        begin_from(network, spec["init"])
+    freeze(network, recipe.model.freeze)
     compile_network(network, recipe.train.compile)
     model = ray.train.torch.prepare_model(network)
-    state = _last_state(spec["identity"])
     steps_per_epoch = spec["steps_per_epoch"]
     if state:
         steps_per_epoch = state["steps_per_epoch"]

@@ -34,6 +34,8 @@ class ModelConfig:
     preset: str = config.option("demo", "named configuration: demo, sophon, sophon_pp, particle_net, …")
     name: str = config.option("", "architecture that the preset must be of, '' = any: particle_transformer, …")
     change: dict[str, Any] = config.option({}, "single fields of the preset to change, e.g. {num_layers: 4}")
+    init: str = config.option("", "begin with the weights of this model.pt, or of weaver's .pt; '' = random ones")
+    freeze: tuple[str, ...] = config.option((), "parameters to leave as they are: regular expressions on their names")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -46,11 +46,17 @@ class Step(NamedTuple):
 class Stepper:
     """The model with what changes its weights: optimiser, loss scaler, average of the weights."""
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, precision: Precision, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, optim: OptimConfig, precision: Precision, device: torch.device, *, graphs: bool = False
+    ) -> None:
+        """`graphs`: the model is replayed as CUDA graphs, so that gradients must stay at one place of memory."""
         self.model, self.optim, self.precision, self.device = model, optim, precision, device
         self.bare = getattr(model, "module", model)
         self.figures: tuple[str, ...] = getattr(self.bare, "figures", ())
         self.optimizer = build_optimizer(self.bare, optim)
+        self.keep_gradients = graphs
+        for parameter in self.bare.parameters() if graphs else ():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.average: AveragedModel | None = None
         if optim.ema:
@@ -64,7 +70,7 @@ class Stepper:
     def __call__(self, batch: Batch, lr: float, timer: PhaseTimer) -> Step:
         """Make one step at learning rate `lr`."""
         set_learning_rate(self.optimizer, lr)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
         losses, right = [], torch.zeros((), device=self.device)
         figures = torch.zeros(len(self.figures), device=self.device)
         for parts in [batch.micro] if hasattr(self.bare, "joined") else [(micro,) for micro in batch.micro]:
