@@ -15,28 +15,13 @@ from pathlib import Path
 
 from jetfoundry import cli, config, ray_session
 from jetfoundry.benchmark.report import hardware
-from jetfoundry.data.ingest import IngestConfig, ingest
 from jetfoundry.downstream.comparison import ComparisonConfig, Training, compare_methods, is_finished, trainings_of
 from jetfoundry.downstream.comparison_report import result_rows, write_results
 from jetfoundry.evaluate.tables import terminal_table
-from jetfoundry.train.recipe import Recipe
+from jetfoundry.sim.prepare import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = ROOT / "jobs" / "recipes" / "comparison.yaml"
-
-
-def prepare(options: ComparisonConfig, recipe: Recipe) -> None:
-    """Simulate and ingest the jets if they are missing, with a test split large enough for rejections."""
-    if (Path(recipe.data) / "manifest.json").exists() or not options.prepare.simulate:
-        return
-    from jetfoundry.sim.run import simulate  # needs the [sim] extra
-    from jetfoundry.sim.settings import SimulateConfig
-
-    overrides = [f"output={options.prepare.root}", f"jets={options.prepare.jets}"]
-    root = (f"{options.prepare.root}/*.root",)
-    with ray_session.session(options.ray.address, options.ray.num_cpus, options.ray.object_store_gb):
-        simulate(config.read(SimulateConfig, options.prepare.simulate, overrides))
-        ingest(IngestConfig(features=recipe.features, input=root, output=recipe.data, shards=options.shards))
 
 
 def train(options: ComparisonConfig, training: Training) -> int:
@@ -47,14 +32,18 @@ def train(options: ComparisonConfig, training: Training) -> int:
 
 def main(options: ComparisonConfig) -> int:
     trainings = trainings_of(options)
-    prepare(options, trainings[0].recipe)
+    recipe, ray = trainings[0].recipe, options.ray
+    if not (Path(recipe.data) / "manifest.json").exists():
+        how = {**config.to_dict(options.prepare), "features": recipe.features, "shards": options.shards}
+        with ray_session.session(ray.address, ray.num_cpus, ray.object_store_gb):
+            prepare(recipe.data, **how)
     todo = [training for training in trainings if not is_finished(training)]
     for number, training in enumerate(todo, 1):
         print(f"training {number} of {len(todo)}: {training.name}, seed {training.seed}, {training.run}", flush=True)
         code = train(options, training)
         if code != cli.EXIT_OK:
             return code
-    with ray_session.session(options.ray.address, options.ray.num_cpus, options.ray.object_store_gb):
+    with ray_session.session(ray.address, ray.num_cpus, ray.object_store_gb):
         compared = compare_methods(options, trainings, ray_session.available_cpus())
     report = write_results(options, trainings, compared, hardware())
     print(terminal_table(result_rows(compared.figures)))

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from jetfoundry import cli, config, files, ray_session, runs
-from jetfoundry.data.ingest import IngestConfig, ingest
 from jetfoundry.downstream.embeddings import embed
 from jetfoundry.downstream.reporting import evaluation_plots, result_table, write_report
 from jetfoundry.errors import CheckpointError
@@ -29,25 +28,13 @@ from jetfoundry.evaluate.validation import EvaluationConfig, discriminants_of, e
 from jetfoundry.features.transform import load_data_config
 from jetfoundry.loading.pieces import is_shard_folder
 from jetfoundry.models.checkpoints import load_model
+from jetfoundry.sim.prepare import prepare
 from jetfoundry.train.lr_finder import find_learning_rate
 from jetfoundry.train.ray_train import plan, pretrain
 from jetfoundry.train.recipe import MAY_CHANGE, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "jobs" / "recipes" / "demo.yaml"
-
-
-def prepare(recipe: Recipe) -> None:
-    """Simulate and ingest what the recipe lacks, if it says how."""
-    made = Path(recipe.data) / "manifest.json"
-    if made.exists() or not recipe.prepare.simulate or not is_shard_folder(recipe.data):
-        return
-    from jetfoundry.sim.run import simulate  # needs the [sim] extra
-    from jetfoundry.sim.settings import SimulateConfig
-
-    overrides = [f"output={recipe.prepare.root}", f"jets={recipe.prepare.jets}"]
-    simulate(config.read(SimulateConfig, recipe.prepare.simulate, overrides))
-    ingest(IngestConfig(features=recipe.features, input=(f"{recipe.prepare.root}/*.root",), output=recipe.data))
 
 
 def evaluate(recipe: Recipe, run: Path, sample: str, spec: dict[str, Any]) -> dict[str, object]:
@@ -80,7 +67,8 @@ def find_lr(recipe: Recipe, run: Path, sample: str, spec: dict[str, Any]) -> int
 
 def main(recipe: Recipe) -> int:
     with ray_session.session(recipe.ray.address, recipe.ray.num_cpus, recipe.ray.object_store_gb):
-        prepare(recipe)
+        if is_shard_folder(recipe.data):
+            prepare(recipe.data, **config.to_dict(recipe.prepare), features=recipe.features)
         spec = plan(recipe)
         chosen = discriminants_of(spec["classes"], recipe.discriminants)
         spec["discriminants"] = [[d.name, d.signal, d.background, d.weights] for d in chosen]

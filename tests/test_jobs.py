@@ -14,11 +14,13 @@ import pytest
 
 from jetfoundry import cli, config, files
 from jetfoundry.data.ingest import IngestConfig
+from jetfoundry.data.plan import ShardConfig
 from jetfoundry.downstream.comparison import ComparisonConfig
 from jetfoundry.downstream.export import ExportConfig
 from jetfoundry.downstream.score_files import ScoreConfig
 from jetfoundry.downstream.transfer import TransferConfig
 from jetfoundry.errors import InputError
+from jetfoundry.sim.prepare import prepare
 from jetfoundry.train.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,22 +87,25 @@ def test_every_job_keeps_what_the_person_saw(name, tmp_path, monkeypatch, capsys
     assert " ended after " in last
 
 
-def test_pretrain_makes_only_the_data_that_is_missing(tmp_path, monkeypatch):
-    job, calls = job_module("pretrain"), []
+def test_a_recipe_makes_only_the_data_that_is_missing(tmp_path, monkeypatch):
+    calls, shards = [], tmp_path / "shards"
     monkeypatch.setattr(
         "jetfoundry.sim.run.simulate", lambda cfg: calls.append(("simulate", str(cfg.output), cfg.jets))
     )
-    monkeypatch.setattr(job, "ingest", lambda cfg: calls.append(("ingest", cfg.input, cfg.output)))
+    monkeypatch.setattr(
+        "jetfoundry.sim.prepare.ingest", lambda cfg: calls.append(("ingest", cfg.input, cfg.output, cfg.shards.test))
+    )
     monkeypatch.chdir(ROOT)
-    shards = tmp_path / "shards"
     recipe = config.read(Recipe, ROOT / "jobs" / "recipes" / "demo.yaml", [f"data={shards}"])
-    job.prepare(recipe)
+    how = config.to_dict(recipe.prepare) | {"features": recipe.features, "shards": ShardConfig(test=0.3)}
+    prepare(recipe.data, **how)
     assert calls == [
         ("simulate", "data/sim/root", 24000),
-        ("ingest", ("data/sim/root/*.root",), str(shards)),
+        ("ingest", ("data/sim/root/*.root",), str(shards), 0.3),
     ]
     files.write_json(shards / "manifest.json", {})
-    job.prepare(recipe)
+    prepare(recipe.data, **how)
+    prepare(str(tmp_path / "others"), **(how | {"simulate": ""}))
     assert len(calls) == 2
 
 

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -60,6 +61,8 @@ class MlflowLog:
     """
 
     def __init__(self, uri: str, folder: Path) -> None:
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
         try:
             mlflow = importlib.import_module("mlflow")
             self._metric = importlib.import_module("mlflow.entities").Metric
@@ -95,6 +98,8 @@ class MlflowLog:
 
 
 _EXPERIMENT = "jetfoundry"
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""With MLflow's own, two minutes and seven times, a server that is gone would make the other workers give up."""
 
 
 @contextlib.contextmanager

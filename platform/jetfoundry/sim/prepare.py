@@ -1,0 +1,30 @@
+"""Shards of simulated jets for recipes that bring their own: simulated and ingested where they are missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jetfoundry import config
+from jetfoundry.data.ingest import IngestConfig, ingest
+from jetfoundry.data.plan import ShardConfig
+
+__all__ = ["prepare"]
+
+
+def prepare(
+    folder: str,
+    *,
+    simulate: str,
+    jets: int,
+    root: str,
+    features: str,
+    shards: ShardConfig = ShardConfig(),  # noqa: B008
+) -> None:
+    """Make the shard folder `folder` if it has no manifest: `jets` of the simulation YAML `simulate` as ROOT files in
+    `root`, then shards of them. Nothing is made without such a YAML. Needs Ray, and the [sim] extra to simulate."""
+    if not simulate or (Path(folder) / "manifest.json").exists():
+        return
+    from jetfoundry.sim import run, settings
+
+    run.simulate(config.read(settings.SimulateConfig, simulate, [f"output={root}", f"jets={jets}"]))
+    ingest(IngestConfig(features=features, input=(f"{root}/*.root",), output=folder, shards=shards))
