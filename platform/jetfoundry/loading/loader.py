@@ -27,7 +27,7 @@ from jetfoundry.errors import ConfigError, InputError
 from jetfoundry.features.transform import DataConfig
 from jetfoundry.loading.batch import Batch, Position
 from jetfoundry.loading.order import Order
-from jetfoundry.loading.pieces import JetSet
+from jetfoundry.loading.pieces import JetSet, Piece
 from jetfoundry.loading.sampling import JetUses, SamplingConfig, plan_uses
 from jetfoundry.loading.window import BatchMaker, Window, choose_inputs
 
@@ -128,9 +128,17 @@ def every_jet(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Batch]:
-    """Each jet that training would select exactly once (validation): same order every time, last batches shorter."""
-    windows = (Window((piece,)) for piece in jets.row_groups[rank::world])
+    """Each jet that training would select exactly once (validation): same order every time, the last batch of a window
+    shorter."""
+    windows = (Window(pieces) for pieces in _in_order(jets.row_groups[rank::world], loader.window))
     return itertools.chain.from_iterable(_feed(_maker(data, loader), windows, loader))
+
+
+def _in_order(pieces: Sequence[Piece], jets: int) -> Iterator[tuple[Piece, ...]]:
+    """Neighbouring pieces of together about so many `jets`."""
+    begins = itertools.accumulate((piece.rows for piece in pieces), initial=0)
+    for _, window in itertools.groupby(zip(begins, pieces, strict=False), key=lambda item: item[0] // jets):
+        yield tuple(piece for _, piece in window)
 
 
 def uses_per_pass(jets: JetSet, data: DataConfig, sampling: SamplingConfig) -> JetUses:

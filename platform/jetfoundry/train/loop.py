@@ -185,11 +185,16 @@ def _resources(timer: PhaseTimer, world: int, batch: Batch, device: torch.device
 
 
 def predict(
-    model: nn.Module, batches: Iterator[Batch], device: torch.device, figures: torch.Tensor | None = None
+    model: nn.Module,
+    batches: Iterator[Batch],
+    device: torch.device,
+    figures: torch.Tensor | None = None,
+    full: int = 0,
 ) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
     """Yield (batch, logits (B, C), labels (B,)) in evaluation mode, on the CPU, jets in the batch's order.
 
-    Sums over jets of the network's own `validation_figures` are added to `figures` (K,), if there are any.
+    To `figures` (1 + K,) are added the number of jets in batches of `full` and, over these jets, the sums of the
+    network's own `validation_figures`: jets are compared with those of their batch, so only equal batches count.
     """
     model.eval()
     own: Any = getattr(model, "validation", None) if figures is not None else None
@@ -198,7 +203,9 @@ def predict(
             parts = [outputs_of(model, micro, device, training=own is not None) for micro in batch.micro]
             if own is not None and figures is not None:
                 outputs, labels = joined(model, parts)
-                figures += own(outputs).sum(0).to(figures)
+                if batch.size == full:
+                    figures[0] += full
+                    figures[1:] += own(outputs).sum(0).to(figures)
                 parts = [(outputs.logits, labels)]
         yield batch, torch.cat([p[0] for p in parts]).float().cpu(), torch.cat([p[1] for p in parts]).cpu()
 

@@ -90,7 +90,7 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
             lambda: _pinned(every_jet(val, data, recipe.loader, **share), device), recipe.loader.prefetch
         )
         with contextlib.closing(ready) as every:
-            return _validate(network, every, device, curves, where)
+            return _validate(network, every, recipe.loader.batch_size, device, curves, where)
 
     def where(batch: Batch, index: int) -> str:
         return describe_jet(batch, index, data)
@@ -211,17 +211,23 @@ _WHAT = {  # the cause before what follows from it
 
 
 def _validate(
-    model: nn.Module, batches: Iterator[Batch], device: torch.device, curves: Sequence[BinnedAuc], where: Where
+    model: nn.Module,
+    batches: Iterator[Batch],
+    full: int,
+    device: torch.device,
+    curves: Sequence[BinnedAuc],
+    where: Where,
 ) -> Validation:
-    """Loss, accuracy, AUCs and the network's own figures over all workers' validation jets, by the network that is
-    saved: running statistics are those of worker 0. InputError for a jet with an output that is not finite."""
+    """Loss, accuracy and AUCs over all workers' validation jets, the network's own figures over those in batches of
+    `full` jets, by the network that is saved: running statistics are those of worker 0. InputError for a jet with an
+    output that is not finite."""
     network: Any = getattr(model, "module", model)
     if distributed.is_initialized():
         for buffer in network.buffers():
             distributed.broadcast(buffer, 0)
     names: tuple[str, ...] = getattr(network, "validation_figures", ())
-    sums, own = torch.zeros(3, dtype=torch.float64), torch.zeros(len(names), dtype=torch.float64)
-    for batch, logits, labels in predict(network, batches, device, own):
+    sums, own = torch.zeros(3, dtype=torch.float64), torch.zeros(1 + len(names), dtype=torch.float64)
+    for batch, logits, labels in predict(network, batches, device, own, full):
         if not (good := logits.isfinite().all(dim=1)).all():
             first = int((~good).nonzero()[0])
             msg = f"validation: the network's output is not finite for {where(batch, first)}"
@@ -240,7 +246,8 @@ def _validate(
         msg = "the validation split holds no jet that the selection and the label scheme keep"
         raise InputError(msg)
     auc = {curve.name: value for curve in curves if (value := curve.value()) is not None}
-    figures = {name: value / jets for name, value in zip(names, own.tolist(), strict=True)}
+    compared, *values = own.tolist()
+    figures = {name: value / compared for name, value in zip(names, values, strict=True) if compared}
     return Validation(loss_sum / jets, right_sum / jets, int(jets), auc, figures)
 
 
