@@ -28,6 +28,7 @@ from jetfoundry.evaluate.discriminants import group_outputs, parse
 from jetfoundry.evaluate.metrics import Floats, accuracy, confusion_matrix
 from jetfoundry.features.transform import load_data_config
 from jetfoundry.labels import label_scheme, select_classes
+from jetfoundry.models.checkpoints import load_model
 from jetfoundry.ray_session import RayConfig
 from jetfoundry.train.recipe import MAY_CHANGE, PrepareConfig, Recipe
 
@@ -233,6 +234,7 @@ def _run_figures(training: Training, test_accuracy: float) -> dict[str, Any]:
         "run": str(training.run),
         "labels": training.recipe.labels,
         "preset": training.recipe.model.preset,
+        "parameters": sum(weight.numel() for weight in load_model(training.run / "model.pt").build().parameters()),
         "test_accuracy": test_accuracy,
         "best": done["best"],
         "jets_per_s": done["timing"]["jets_per_s"],

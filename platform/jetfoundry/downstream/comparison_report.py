@@ -73,6 +73,7 @@ def result_rows(figures: Mapping[str, Any]) -> Rows:
         row[f"at {point['efficiency']:.0%}, same mass and pT"] = _rejection(point)
         last = method["sculpting"][-1]
         row[f"mass shape at {last['efficiency']:.0%} [bits]"] = last["divergence"]
+        row["parameters"] = f"{runs_of[0]['parameters']:,}" if runs_of else None
         row["accuracy, own classes"] = float(np.mean([run["test_accuracy"] for run in runs_of])) if runs_of else None
         row["training [jets/s]"] = float(np.mean([run["jets_per_s"] for run in runs_of])) if runs_of else None
         rows.append(row)
