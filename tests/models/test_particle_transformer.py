@@ -120,7 +120,11 @@ def test_every_parameter_gets_a_gradient(small_config: ParTConfig, make_batch) -
             assert parameter.grad.abs().max() > 1e-7, name
 
 
-def test_bfloat16_autocast_stays_close_to_float32(no_dropout: ParTConfig, make_batch) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_bfloat16_autocast_stays_close_to_float32(
+    no_dropout: ParTConfig, make_batch, monkeypatch, padded: bool
+) -> None:
+    monkeypatch.setattr(particle_transformer, "padded_shapes", lambda values: padded)
     batch = make_batch([6, 4, 5, 3], features=5)
     for training in (False, True):
         plain, mixed = seeded(no_dropout, training), seeded(no_dropout, training)
