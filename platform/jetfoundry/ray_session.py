@@ -93,7 +93,8 @@ def _quiet_data() -> None:
     import ray.data  # noqa: F401 - configures the logger
 
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        # Ray's own handler only: a program may have hung one of its own on this logger.
+        if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
             handler.setLevel(logging.CRITICAL)
 
 

@@ -64,9 +64,11 @@ def test_the_themes_of_the_network_compare_wall_times_and_say_whether_both_learn
 ):
     source = write_root(tmp_path / "jets.root", make_jets(300))
     small = {"preset": "demo", "jets": 100, "batch_size": 50, "micro_batches": 2, "rounds": 1, "curves": 3}
-    folders = {"work": tmp_path / "work", "output": tmp_path / "out"}
+    folders = {"work": tmp_path / "work", "output": tmp_path / "out", "workers": 2}
     report, timings = run(BenchmarkConfig(theme=theme, input=(str(source),), **small, **folders))
-    assert [timing.name for timing in timings] == ["jetfoundry", "weaver", "weaver, sorted", "jetfoundry, bf16"]
+    names = ["jetfoundry", "jetfoundry, 2 workers", "weaver", "weaver, sorted", "jetfoundry, bf16"]
+    assert [timing.name for timing in timings] == names
+    assert {run.jets for timing in timings for run in timing.runs} == {100}
     record = json.loads(report.with_suffix(".json").read_text())
     sides = record["sides"]
     assert sides["jetfoundry"]["ratio"] == pytest.approx(sides["jetfoundry"]["wall"] / sides["weaver"]["wall"])

@@ -71,13 +71,18 @@ def test_the_padding_share_counts_empty_slots(features):
 
 
 def test_a_length_step_rounds_up_the_padding_and_nothing_else(features):
+    """And gives parts of equal numbers of jets: few different shapes."""
     jets = np.arange(32)
-    tight, stepped = length_sorted(features, jets, 4), length_sorted(features, jets, 4, 8)
-    lengths = [micro.inputs["pf_mask"].shape[-1] for micro in tight.micro]
-    assert [micro.inputs["pf_mask"].shape[-1] for micro in stepped.micro] == [-(-length // 8) * 8 for length in lengths]
-    for a, b, length in zip(tight.micro, stepped.micro, lengths, strict=True):
-        assert not b.inputs["pf_mask"][..., length:].any()
-        assert torch.equal(a.inputs["pf_features"], b.inputs["pf_features"][..., :length])
+    tight, stepped = length_sorted(features, jets, 1), length_sorted(features, jets, 4, 8)
+    assert [len(micro.labels) for micro in stepped.micro] == [8, 8, 8, 8]
+    longest = np.sort(np.diff(features.offsets)[jets])[7::8]
+    assert [micro.inputs["pf_mask"].shape[-1] for micro in stepped.micro] == [-(-n // 8) * 8 for n in longest]
+    whole = tight.micro[0].inputs["pf_features"]
+    for begin, b in zip(range(0, 32, 8), stepped.micro, strict=True):
+        length = min(b.inputs["pf_mask"].shape[-1], whole.shape[-1])
+        assert torch.equal(b.inputs["pf_features"][..., :length], whole[begin : begin + 8, :, :length])
+        for mask in (tight.micro[0].inputs["pf_mask"][begin : begin + 8], b.inputs["pf_mask"]):
+            assert not mask[..., length:].any()
 
 
 YAML = {

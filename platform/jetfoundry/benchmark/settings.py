@@ -34,6 +34,7 @@ class BenchmarkConfig:
     batch_size: int = option(512, "train, infer: jets of one batch")
     micro_batches: int = option(16, "train, infer: parts of our batch, sorted by length")
     length_step: int = option(1, "train, infer: pad our micro-batches to multiples of so many particles")
+    workers: int = option(1, "train, infer on the CPU: measure ours also with so many workers of one thread each")
     device: str = option("cpu", "train, infer: cpu or cuda")
     precision: Precision = option("off", "train, infer: automatic mixed precision of all sides; off: ours also in bf16")
     compile: Compile = option("off", "train, infer: also measure both networks with torch.compile: default, …")
@@ -44,4 +45,7 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         if self.jets < 100 or self.rounds < 1:
             msg = f"wanted at least 100 jets and 1 round, got {self.jets} and {self.rounds}"
+            raise ValueError(msg)
+        if not 1 <= self.workers <= self.batch_size or (self.workers > 1 and self.device != "cpu"):
+            msg = f"wanted 1 <= workers <= batch_size, 1 with device=cuda; got {self.workers}"
             raise ValueError(msg)

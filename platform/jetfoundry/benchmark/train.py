@@ -3,6 +3,9 @@ same jets in the same batches, same optimiser (AdamW) and precision, alternating
 
     jetfoundry          batches sorted by length and cut into micro-batches, each padded to its own longest jet
     jetfoundry, bf16    the same in automatic mixed precision
+    jetfoundry, N workers   on the CPU, if asked for: N processes of one thread that share each batch and exchange
+                        gradients (DistributedDataParallel, gloo), as `workers.num_workers=N` trains; weaver has nothing
+                        of the kind on a CPU. The peak of memory is that of one of them
     weaver              the batch as it comes, padded to its longest jet; weaver's own trimmer is on, as by default
     weaver, sorted      our micro-batches given to weaver's network, with accumulated gradients: what sorting alone buys
     …, compiled         the same with torch.compile, if asked for
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +30,11 @@ from torch.nn import functional
 from jetfoundry.benchmark import peer
 from jetfoundry.benchmark.measure import Side
 from jetfoundry.benchmark.settings import BenchmarkConfig
+from jetfoundry.benchmark.team import prepare_team
 from jetfoundry.data.shards import open_shards
 from jetfoundry.errors import InputError
 from jetfoundry.features.transform import load_data_config
-from jetfoundry.loading.batch import Batch, MicroBatch
+from jetfoundry.loading.batch import Batch
 from jetfoundry.loading.pieces import read_pieces
 from jetfoundry.loading.window import choose_inputs, length_sorted
 from jetfoundry.models.presets import build, configure
@@ -69,7 +74,11 @@ def sides(cfg: BenchmarkConfig, shards: Path) -> list[Side]:
         rungs["jetfoundry, bf16"] = rungs["jetfoundry"] | {"precision": "bf16"}
     if cfg.compile != "off":
         rungs |= {f"{name}, compiled": rungs[name] | {"how": cfg.compile} for name in ("jetfoundry", "weaver")}
-    return [Side(name, _prepare, _run, {**where, **rung}, threads=0) for name, rung in rungs.items()]
+    found = [Side(name, _prepare, _run, {**where, **rung}, threads=0) for name, rung in rungs.items()]
+    if cfg.workers > 1:
+        team = {"world": cfg.workers, "prepare": _prepare, "run": _run_team, **where, **rungs["jetfoundry"]}
+        found.insert(1, Side(f"jetfoundry, {cfg.workers} workers", prepare_team, _run_team, team, threads=1))
+    return found
 
 
 def losses(cfg: BenchmarkConfig, shards: Path, seeds: int) -> dict[str, list[list[float]]]:
@@ -137,25 +146,35 @@ class _Weaver(nn.Module):
 
 def _prepare(
     shards: str, features: str, jets: int, batch: int, preset: str, device: str, step: int, *, training: bool,
-    ours: bool, micro: int, precision: Precision, how: Compile = "off",
+    ours: bool, micro: int, precision: Precision, how: Compile = "off", rank: int = 0, world: int = 1,
 ) -> _State:  # fmt: skip
-    batches = _batches(shards, features, jets, batch, micro, step if ours else 1)
+    size, parts = batch // world, math.ceil(micro / world)
+    batches = _batches(shards, features, jets // batch * batch, size, parts, step if ours else 1)[rank::world]
     torch.manual_seed(_SEED)
     where = torch.device(device)
     batches = [batch.pinned() for batch in batches] if where.type == "cuda" else batches
     network = _network(preset, batches, ours=ours).to(where).train(training)
     compile_network(network, how)
+    if training and world > 1:
+        network = nn.parallel.DistributedDataParallel(network)
     stepper = Stepper(network, _OPTIM, precision, where, graphs=how == "reduce-overhead") if training else None
     state = _State(network, batches, where, precision, stepper)
-    few = [MicroBatch({n: x[:16] for n, x in m.inputs.items()}, m.labels[:16]) for m in batches[0].micro]
-    quick = where.type == "cpu" and how == "off"  # kernels are chosen, and networks compiled, for each shape
-    _work(state, [Batch(tuple(few), sum(len(m.labels) for m in few))] if quick else batches)  # warm up
+    # Warm up on a whole batch, whose memory is then at hand as later in training; kernels of a GPU are chosen, and
+    # networks compiled, for each shape.
+    _work(state, batches[:1] if where.type == "cpu" and how == "off" else batches)
     return state
 
 
 def _run(state: _State) -> int:
     _work(state, state.batches)
     return sum(batch.size for batch in state.batches)
+
+
+def _run_team(state: _State) -> int:
+    """Jets of all workers, once all are done."""
+    jets = torch.tensor(_run(state))
+    torch.distributed.all_reduce(jets)
+    return int(jets)
 
 
 def _work(state: _State, batches: list[Batch]) -> None:

@@ -50,7 +50,7 @@ class LoaderConfig:
         "direct", "who makes the batches: direct = the worker itself; ray = tasks on any node with free CPUs"
     )
     batch_size: int = config.option(512, "jets of one optimiser step on one worker, at most")
-    micro_batches: int = config.option(4, "parts of a batch, sorted by length, each padded to its longest jet")
+    micro_batches: int = config.option(4, "parts at most of a batch sorted by length, each padded to its longest jet")
     length_step: int = config.option(1, "pad micro-batches to multiples of so many particles: few shapes to compile")
     window: int = config.option(16_000, "jets read and mixed at once, in whole row groups")
     prefetch: int = config.option(4, "batches prepared ahead in a thread, 0 = none")

@@ -4,7 +4,8 @@
     features        DataConfig.apply: formulas, selection, standardisation on flat buffers   -> (N, F) + offsets
     draw            each jet accepted or repeated by its expected uses, in random order
     batches         as many as keep each within `batch_size`, equal in size to within one jet
-    micro-batches   a batch sorted by length, cut, each part padded to its own longest jet   -> (b, F, P), labels (b,)
+    micro-batches   a batch sorted by length, cut (`cuts.py`), each part padded to its own longest jet
+                                                                                             -> (b, F, P), labels (b,)
 
 With natural sampling every selected jet is in exactly one batch of the window: nothing is dropped or repeated to make
 batches come out even, so some are a little smaller than `batch_size`, with the default settings by three per cent.
@@ -23,6 +24,7 @@ import torch
 from jetfoundry.errors import ConfigError, nearest
 from jetfoundry.features.transform import DataConfig, Features
 from jetfoundry.loading.batch import Batch, MicroBatch
+from jetfoundry.loading.cuts import equal_cuts, least_padding
 from jetfoundry.loading.gen_particles import GEN_INPUT, JET_ID
 from jetfoundry.loading.pieces import Piece, read_flat
 from jetfoundry.loading.sampling import JetUses, systematic_draw
@@ -74,11 +76,14 @@ class BatchMaker:
 
 
 def length_sorted(features: Features, jets: npt.NDArray[np.int64], micro_batches: int, length_step: int = 1) -> Batch:
-    """These jets as one batch: sorted by length, in up to `micro_batches` parts padded to their own longest jet, or to
-    the next multiple of `length_step`, for few different shapes."""
-    jets = jets[np.argsort(np.diff(features.offsets)[jets], kind="stable")]
+    """These jets as one batch: sorted by length, in up to `micro_batches` parts padded to their own longest jet; with a
+    `length_step` to its next multiple, in parts of equal numbers of jets: few different shapes."""
+    lengths = np.diff(features.offsets)[jets]
+    order = np.argsort(lengths, kind="stable")
+    jets = jets[order]
+    bounds = least_padding(lengths[order], micro_batches) if length_step == 1 else equal_cuts(len(jets), micro_batches)
     micro = []
-    for part in np.array_split(jets, min(micro_batches, len(jets))):
+    for part in np.split(jets, bounds[1:-1]):
         inputs: dict[str, torch.Tensor] = {}
         for slots, which in features.slots(part, multiple=length_step):
             memory = torch.from_numpy(slots)
@@ -105,7 +110,8 @@ def padding_share(features: Features, batch_size: int, micro_batches: int) -> tu
     for begin in range(0, len(lengths), batch_size):
         batch = np.sort(lengths[begin : begin + batch_size])
         whole += len(batch) * batch[-1]
-        sorted_ += sum(len(part) * part[-1] for part in np.array_split(batch, min(micro_batches, len(batch))))
+        bounds = least_padding(batch, micro_batches)
+        sorted_ += np.dot(np.diff(bounds), batch[bounds[1:] - 1])
     return 1 - real / whole, 1 - real / sorted_
 
 
