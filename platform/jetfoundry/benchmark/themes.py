@@ -40,7 +40,8 @@ def run(cfg: BenchmarkConfig) -> tuple[Path, list[Timing]]:
     elif wall:
         pool = max(_POOL, math.ceil(max(cfg.jets, cfg.curves * cfg.batch_size) / _TRAINED_ON))
         shards = sample.shard_folder(dataclasses.replace(cfg, jets=pool))
-        sides, method, name = train.sides(cfg, shards), train.__doc__ or "", f"{cfg.theme}-{cfg.preset}"
+        sides, method = train.sides(cfg, shards), train.__doc__ or ""
+        name = f"{cfg.theme}-{cfg.preset}-{cfg.batch_size}"
         more = _curves(cfg, shards) if cfg.theme == "train" and cfg.curves else ""
     else:
         theme = features if cfg.theme == "features" else loader
