@@ -13,10 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jetfoundry import cli, config, ray_session
+from jetfoundry import cli, config, files, ray_session
 from jetfoundry.benchmark.report import hardware
 from jetfoundry.downstream.comparison import ComparisonConfig, Training, compare_methods, is_finished, trainings_of
 from jetfoundry.downstream.comparison_report import result_rows, write_results
+from jetfoundry.dry_run.training import plan_compare
 from jetfoundry.evaluate.tables import terminal_table
 from jetfoundry.sim.prepare import prepare
 
@@ -33,7 +34,7 @@ def train(options: ComparisonConfig, training: Training) -> int:
 def main(options: ComparisonConfig) -> int:
     trainings = trainings_of(options)
     recipe, ray = trainings[0].recipe, options.ray
-    if not (Path(recipe.data) / "manifest.json").exists():
+    if not (files.place(recipe.data) / "manifest.json").exists():
         how = {**config.to_dict(options.prepare), "features": recipe.features, "shards": options.shards}
         with ray_session.session(ray.address, ray.num_cpus, ray.object_store_gb):
             prepare(recipe.data, **how)
@@ -52,4 +53,6 @@ def main(options: ComparisonConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, ComparisonConfig, usage=__doc__, default=DEFAULT, folder=lambda c: c.runs))
+    sys.exit(
+        cli.run(main, ComparisonConfig, usage=__doc__, default=DEFAULT, folder=lambda c: c.runs, plan=plan_compare)
+    )

@@ -9,12 +9,12 @@ softmax and latent (B, D). Class names, data YAML and model hash stand in the fi
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from jetfoundry import cli, config, files, runs
 from jetfoundry.data.shards import open_shards, read_row_group
 from jetfoundry.downstream.export import ExportConfig, padded_batches
 from jetfoundry.downstream.reporting import result_table, write_report
+from jetfoundry.dry_run.downstream import plan_export
 from jetfoundry.errors import InputError
 from jetfoundry.evaluate.tables import terminal_table
 from jetfoundry.models.checkpoints import load_model
@@ -22,13 +22,13 @@ from jetfoundry.models.export import check_onnx, export_onnx
 
 
 def main(options: ExportConfig) -> int:
-    run = Path(options.run)
+    run = files.place(options.run)
     data = options.data or config.load_yaml(run / "config.yaml")["data"]
     shards = open_shards(data, "val")
     if not shards.rows:
         msg = f"{data}: the val split holds no jets to check the export on"
         raise InputError(msg)
-    model, path = load_model(run / "model.pt"), Path(options.output or run / "model.onnx")
+    model, path = load_model(run / "model.pt"), files.place(options.output or run / "model.onnx")
     export_onnx(model, path)
     jets = read_row_group(shards.row_groups[0], None).slice(0, options.check_jets)
     difference = check_onnx(path, model.build(), padded_batches(model, jets))
@@ -51,4 +51,14 @@ def main(options: ExportConfig) -> int:
 
 if __name__ == "__main__":
     key, run_folder = "run", "runs/demo"
-    sys.exit(cli.run(main, ExportConfig, usage=__doc__, file_key=key, default=run_folder, folder=lambda c: c.run))
+    sys.exit(
+        cli.run(
+            main,
+            ExportConfig,
+            usage=__doc__,
+            file_key=key,
+            default=run_folder,
+            folder=lambda c: c.run,
+            plan=plan_export,
+        )
+    )

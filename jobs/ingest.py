@@ -29,6 +29,7 @@ from jetfoundry import cli
 from jetfoundry.data.delphes_jets import LEFT_OUT
 from jetfoundry.data.ingest import IngestConfig, IngestReport, file_key, ingest
 from jetfoundry.data.verify import verify
+from jetfoundry.dry_run.data import plan_ingest
 from jetfoundry.evaluate import ingest_report
 
 _LISTED = 20  # set-aside ranges shown; all are in units/*.set-aside.jsonl
@@ -77,4 +78,13 @@ def tell(report: IngestReport) -> None:
 
 if __name__ == "__main__":
     key = file_key(sys.argv[1:])
-    sys.exit(cli.run(main, IngestConfig, usage=__doc__ or "", file_key=key, folder=lambda c: c.verify or c.output))
+    sys.exit(
+        cli.run(
+            main,
+            IngestConfig,
+            usage=__doc__ or "",
+            file_key=key,
+            folder=lambda c: c.verify or c.output,
+            plan=plan_ingest,
+        )
+    )

@@ -9,7 +9,7 @@
 
 The same command on the same run folder continues from the last checkpoint. SIGTERM or SIGUSR1 (of a batch system, say)
 or a file `stop` in the run folder ends the run with a checkpoint. A submitted job runs in a temporary copy of
-the checkout: give it absolute paths on storage that all nodes see.
+the checkout: give it URLs, or absolute paths on storage that all nodes see.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 from jetfoundry import cli, config, files, ray_session, runs
 from jetfoundry.downstream.embeddings import embed
 from jetfoundry.downstream.reporting import evaluation_plots, result_table, write_report
+from jetfoundry.dry_run.training import plan_pretrain
 from jetfoundry.errors import CheckpointError
 from jetfoundry.evaluate import plots
 from jetfoundry.evaluate.tables import terminal_table
@@ -44,9 +45,8 @@ def evaluate(recipe: Recipe, run: Path, sample: str, spec: dict[str, Any]) -> di
     load_model(run / "model.pt", expect_classes=data.classes)
     on_gpu = recipe.workers.use_gpu
     workers = recipe.workers.num_workers if on_gpu else ray_session.available_cpus()
-    cache, device = run / "embeddings", "cuda" if on_gpu else "cpu"
     val = spec["files"]["val"] if spec["files"] else recipe.data
-    scored = embed(run / "model.pt", val, "val", cache, workers=workers, device=device)
+    scored = embed(run / "model.pt", val, "val", run / "embeddings", workers=workers, gpus=float(on_gpu))
     labels = data.class_numbers(scored.columns(list(data.label_columns)))
     jet_pt = scored.columns(["jet_pt"])["jet_pt"].to_numpy()
     options = EvaluationConfig(discriminants=recipe.discriminants)
@@ -99,4 +99,4 @@ def main(recipe: Recipe) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, Recipe, usage=__doc__, default=DEMO, folder=lambda c: c.run))
+    sys.exit(cli.run(main, Recipe, usage=__doc__, default=DEMO, folder=lambda c: c.run, plan=plan_pretrain))

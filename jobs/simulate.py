@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 
 from jetfoundry import cli
+from jetfoundry.dry_run.data import plan_simulate
 from jetfoundry.evaluate.simulation import check
 from jetfoundry.sim.run import simulate
 from jetfoundry.sim.settings import SimulateConfig
@@ -40,4 +41,4 @@ def main(cfg: SimulateConfig) -> int:
 
 if __name__ == "__main__":
     yaml = "datasets/jetclass2_sim.yaml"
-    sys.exit(cli.run(main, SimulateConfig, usage=__doc__, default=yaml, folder=lambda c: c.output))
+    sys.exit(cli.run(main, SimulateConfig, usage=__doc__, default=yaml, folder=lambda c: c.output, plan=plan_simulate))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +46,20 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("no folder `shared` with sample files beside the repository")
     return path
+
+
+@pytest.fixture
+def run_job() -> Callable[..., str]:
+    """`run_job(folder, "jobs/x.py", "key=value", …)` in that folder: what it printed; it must have ended with 0."""
+
+    def run(folder: Path, *command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=400, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr[-4000:]}"
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,9 @@ def test_a_key_given_twice_in_an_argument_is_an_error():
         config.parse_overrides(["optim={lr: 1, lr: 2}"])
 
 
+LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
 @pytest.mark.parametrize(
     ("text", "place"),
     [
@@ -81,6 +84,13 @@ def test_a_key_given_twice_in_an_argument_is_an_error():
         ("epochs: 1\n  fast: true\n", "line 2, column 7: mapping values are not allowed"),
         ("epochs: *few\n", "line 1, column 9: found undefined alias"),
         ("epochs: !!python/object:os.x {}\n", "line 1, column 9: could not determine a constructor"),
+        ("epochs: !!timestamp x\n", "line 1, column 9: 'x' is no timestamp"),
+        ("epochs: 2026-13-45\n", "line 1, column 9: '2026-13-45' is no timestamp"),
+        (f"epochs: {2**80}\n", "line 1, column 9: '1208925819614629174706176' is no int"),
+        ("epochs: &a [*a]\n", r"line 1: \*a is a part of itself"),
+        ("epochs: " + "[" * 200_000, "line 1: more than 100 levels deep"),
+        ("- " * 200_000 + "a", "line 1: more than 100 levels deep"),
+        (LAUGHS, "line 7: too large"),
     ],
 )
 def test_what_is_not_yaml_is_one_line_with_file_and_place(tmp_path, text, place):
@@ -88,6 +98,23 @@ def test_what_is_not_yaml_is_one_line_with_file_and_place(tmp_path, text, place)
     with pytest.raises(ConfigError, match=rf"job\.yaml: {place}") as told:
         config.load_yaml(tmp_path / "job.yaml")
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("path", ["bytes.yaml", "a" * 5000, "\0"])
+def test_what_is_no_text_or_no_path_is_an_error_that_names_it(tmp_path, path):
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot read "):
+        config.load_yaml(tmp_path / path)
+
+
+def test_an_error_is_short_and_steers_no_terminal():
+    with pytest.raises(ConfigError) as told:
+        config.build(Job, {"\x1b[2J": 1})
+    assert str(told.value).startswith("unknown key")
+    assert "\x1b" not in str(told.value)
+    with pytest.raises(ConfigError) as told:
+        config.build(Job, {"epochs": ["x"] * 100_000})
+    assert len(str(told.value)) < 5000
 
 
 def test_yaml_comes_back_as_it_was_with_its_keys_in_order():

@@ -2,10 +2,8 @@
 
 import contextlib
 import importlib.util
-import os
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FLAGS = {
     IngestConfig: 22,
     Recipe: 63,
-    TransferConfig: 12,
-    ScoreConfig: 9,
+    TransferConfig: 38,
+    ScoreConfig: 16,
     ExportConfig: 5,
     ComparisonConfig: 28,
 }
@@ -117,46 +115,35 @@ def workplace(tmp_path):
     return tmp_path
 
 
-def run(workplace, *command):
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=workplace,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
 @pytest.mark.ray
 @pytest.mark.sim
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_pretrain_alone_simulates_and_ingests_and_the_other_jobs_go_on_from_its_run(workplace):
+def test_pretrain_alone_simulates_and_ingests_and_the_other_jobs_go_on_from_its_run_job(workplace, run_job):
     small = ["prepare.jets=4000", "train.epochs=1", "model.change={num_layers: 1}"]
-    shown = run(workplace, "jobs/pretrain.py", *small)
+    shown = run_job(workplace, "jobs/pretrain.py", *small)
     assert "validation accuracy, all classes" in shown
     runs = workplace / "runs" / "demo"
     assert files.read_json(runs / "summary.json")["sample"].startswith("simulated")
 
     # The same command again does nothing but show the result.
-    assert "it was before this call" in run(workplace, "jobs/pretrain.py", *small)
+    assert "it was before this call" in run_job(workplace, "jobs/pretrain.py", *small)
 
-    shown = run(workplace, "jobs/transfer.py", "datasets/tasks/demo.yaml", "backbone=runs/demo", "seeds=1")
+    shown = run_job(workplace, "jobs/transfer.py", "datasets/tasks/demo.yaml", "backbone=runs/demo", "seeds=1")
     assert "xbb_vs_qcd" in shown
     assert "model scores" in shown
     assert "xbb_opening_angle" in (runs / "transfer" / "demo" / "table.csv").read_text()
 
-    assert "largest difference" in run(workplace, "jobs/export.py", "runs/demo")
+    assert "largest difference" in run_job(workplace, "jobs/export.py", "runs/demo")
     assert files.read_json(runs / "export.json")["max_difference"] < 1e-4
     report = (runs / "report.html").read_text()
     for heading in ("In short", "Transfer: demo", "Export", "Training", "Discriminants"):
         assert f"<h2>{heading}</h2>" in report
     assert "http" not in report.split("</style>")[1].replace("http-equiv", "")  # nothing is loaded from outside
 
-    run(workplace, "jobs/evaluate.py", "runs/demo/model.onnx", "input=data/sim/root/*.root", "output=scores.parquet")
+    run_job(
+        workplace, "jobs/evaluate.py", "runs/demo/model.onnx", "input=data/sim/root/*.root", "output=scores.parquet"
+    )
     assert pq.read_table(workplace / "scores.parquet").num_rows == 4000
     for folder, command in (("runs/demo/transfer/demo", "transfer.py"), ("runs/demo", "export.py")):
         log = (workplace / folder / "log.txt").read_text()

@@ -45,6 +45,21 @@ def test_binary_scheme_puts_the_first_side_at_zero():
     assert scheme.apply(np.array([0, 1, 2, 161, 187])).tolist() == [0, 0, -1, 1, 1]
 
 
+def test_glopart_counts_charm_among_the_quarks_and_b_before_c_in_qcd():
+    scheme = label_scheme("glopart32")
+    assert scheme.num_classes == 32
+    assert set(scheme.table) == {-1, *range(32)}  # every output has a class
+    members = dict(zip(scheme.classes, scheme.members, strict=True))
+    for name, classes in members.items():
+        if name.startswith(("H_VV", "H_WW")):
+            quarks = [word.removeprefix("X_YY_").removesuffix("v").split("tau")[0].rstrip("em") for word in classes]
+            assert {word.count("c") for word in quarks} == {int(name[-2])}
+            assert all("b" not in word for word in quarks)
+    assert sum(len(members[name]) for name in members if name.startswith("QCD")) == 27
+    assert set(members["QCD_1b"]) == {name for name in CLASSES if name.startswith("QCD") and name.count("b") == 1}
+    assert not set(scheme.classes) & set(CLASSES)  # names of merged classes never mean a class of JetClass-II
+
+
 def test_class_list_hash_changes_with_the_order():
     assert label_scheme("binary:X_bb vs QCD").hash != label_scheme("binary:QCD vs X_bb").hash
 

@@ -66,9 +66,21 @@ BELOW = {
     "loading": ("data", "features"),
     "models": ("loading",),
     "train": ("data", "features", "loading", "models"),
-    "benchmark": ("data", "events", "features", "loading", "models", "sim", "train"),
     "evaluate": ("data", "events", "features", "loading", "sim", "train"),
     "downstream": ("data", "features", "loading", "models", "train", "evaluate"),
+    "benchmark": ("data", "downstream", "events", "features", "loading", "models", "sim", "train"),
+    "dry_run": (
+        "benchmark",
+        "data",
+        "downstream",
+        "evaluate",
+        "events",
+        "features",
+        "loading",
+        "models",
+        "sim",
+        "train",
+    ),
 }
 
 

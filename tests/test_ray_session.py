@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -113,3 +116,37 @@ def test_an_error_without_ray_is_itself():
     error = FormulaError("no such name")
     assert own_error(error) is error
     assert own_error(ValueError("a bug")) is None
+
+
+PRIVATE = """
+import os, subprocess, sys
+from jetfoundry.ray_session import session
+
+if sys.argv[1] == "before":
+    import ray
+with session(num_cpus=1, object_store_gb=0.1):
+    import ray
+    stranger = "import ray, sys; ray.init(sys.argv[1], logging_level='ERROR')"
+    where = ray.get_runtime_context().gcs_address
+    done = subprocess.run(
+        [sys.executable, "-c", stranger, where], env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        capture_output=True, text=True,
+    )
+    print(done.returncode, done.stderr)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("imported", ["before", "after"])
+def test_a_private_ray_lets_in_nobody_who_lacks_its_secret(tmp_path, imported):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", PRIVATE, imported],
+        env=environment | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.startswith("0 "), done.stdout
+    assert "uthenticat" in done.stdout, done.stdout
+    assert not (tmp_path / ".ray").exists()  # the secret is in no file

@@ -4,7 +4,7 @@ Each room keeps its own dataclass next to the code it configures; a job nests th
 an unknown key is an error that names the nearest valid one, a value of the wrong type is an error that names
 the key, and the final configuration is written to the run folder. No key is read by string anywhere else.
 
-Supported field types: bool, int, float, str, Path, `X | None`, `Literal[...]`, `tuple[X, ...]`,
+Supported field types: bool, int, float, str, Path (or URL), `X | None`, `Literal[...]`, `tuple[X, ...]`,
 `dict[str, X]`, `Any` and nested dataclasses.
 """
 
@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import yaml
+from upath import UPath
 
+from jetfoundry import files
 from jetfoundry.errors import ConfigError, nearest
 
 __all__ = [
@@ -35,6 +37,10 @@ T = TypeVar("T")
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SafeDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
+_DEEPEST = 100  # levels; libyaml ends the process at some ten thousand
+_LARGEST_TREE = 1_000_000  # values with all aliases written out; reweighting tables have some ten thousand
+_LARGEST_INTEGER = 2**64
+
 
 def option(default: Any, meaning: str) -> Any:
     """A dataclass field with a default and the sentence (with unit) that `--help` prints."""
@@ -45,6 +51,21 @@ def option(default: Any, meaning: str) -> Any:
 
 class _StrictLoader(_SafeLoader):  # type: ignore[misc]  # a base that depends on the build
     """Loader of safe types only that refuses a key given twice."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # PyYAML's own converters
+            raise _unusable(node) from error
+        if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+            raise _unusable(node)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         seen: set[Any] = set()
@@ -59,12 +80,55 @@ class _StrictLoader(_SafeLoader):  # type: ignore[misc]  # a base that depends o
         return super().construct_mapping(node, deep)
 
 
+def _unusable(node: yaml.Node) -> yaml.YAMLError:
+    shown = f"{str(node.value)[:60]!r} is no {node.tag.rpartition(':')[2]}"
+    return yaml.constructor.ConstructorError(None, None, shown, node.start_mark)
+
+
+def _check_size(text: str) -> None:
+    """Refuse YAML that would exhaust the parser's stack or, with its aliases written out, the memory."""
+    sizes, anchors = [0], [""]  # of the collections that are open; a value counts more the longer it is
+    finished: dict[str, int] = {}
+    for event in yaml.parse(text, Loader=_StrictLoader):
+        mark: Any = event.start_mark
+        name, line = getattr(event, "anchor", None) or "", f"line {mark.line + 1}"
+        if isinstance(event, yaml.CollectionStartEvent):
+            sizes.append(1)
+            anchors.append(name)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            size, name = sizes.pop(), anchors.pop()
+            sizes[-1] += size
+            finished[name] = size
+        elif isinstance(event, yaml.ScalarEvent):
+            finished[name] = 1 + len(event.value) // 64
+            sizes[-1] += finished[name]
+        elif isinstance(event, yaml.AliasEvent):
+            if name in anchors:
+                msg = f"{line}: *{name} is a part of itself"
+                raise ConfigError(msg)
+            sizes[-1] += finished.get(name, 0)
+        if len(sizes) > _DEEPEST or sizes[-1] > _LARGEST_TREE:
+            what = f"more than {_DEEPEST} levels deep" if len(sizes) > _DEEPEST else "too large with its aliases"
+            msg = f"{line}: {what}"
+            raise ConfigError(msg)
+
+
+def _load(text: str) -> Any:
+    """The only place where YAML is read. Raises YAMLError or ConfigError."""
+    try:
+        _check_size(text)
+        return yaml.load(text, Loader=_StrictLoader)
+    except UnicodeEncodeError as error:
+        msg = "not UTF-8 text"
+        raise yaml.YAMLError(msg) from error
+
+
 def load_yaml(path: str | Path) -> Any:
     """Parse a YAML file with safe types only; errors name the file."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        msg = f"cannot read {path}: {error.strerror or error}"
+        text = files.read_text(path)
+    except (OSError, ValueError) as error:  # no text, or a path with a zero in it
+        msg = f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
         raise ConfigError(msg) from error
     return parse_yaml(text, str(path))
 
@@ -72,7 +136,7 @@ def load_yaml(path: str | Path) -> Any:
 def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML text as `load_yaml` does; `where` (the file, say) opens every error message."""
     try:
-        return yaml.load(text, Loader=_StrictLoader)
+        return _load(text)
     except (yaml.YAMLError, ConfigError) as error:
         msg = f"{where}: {_one_line(error)}"
         raise ConfigError(msg) from error
@@ -110,7 +174,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             msg = f"cannot read argument {argument!r}: wanted key.sub=value"
             raise ConfigError(msg)
         try:
-            value = yaml.load(text, Loader=_StrictLoader) if text else ""
+            value = _load(text) if text else ""
         except ConfigError as error:
             msg = f"argument {argument!r}: {error}"
             raise ConfigError(msg) from error
@@ -224,7 +288,7 @@ def _scalar(hint: Any, value: Any, key: str, where: str) -> Any:
     if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     if hint is Path and isinstance(value, str):
-        return Path(value)
+        return files.place(value)
     raise _wrong(where, key, hint.__name__, value)
 
 
@@ -247,7 +311,7 @@ def to_dict(config: Any) -> Any:
         return {str(key): to_dict(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
         return [to_dict(item) for item in config]
-    return str(config) if isinstance(config, Path) else config
+    return str(config) if isinstance(config, Path | UPath) else config
 
 
 def fingerprint(config: Any, ignore: Sequence[str] = ()) -> str:

@@ -11,16 +11,21 @@ from collections.abc import Iterable
 
 __all__ = ["CheckpointError", "ClusterError", "ConfigError", "FormulaError", "InputError", "JetFoundryError", "nearest"]
 
+_LONGEST_MESSAGE = 4000  # characters
+
 
 class JetFoundryError(Exception):
     """Base of all errors that are the input's fault, not the program's.
 
     The text is kept apart from `args`, to which Ray Data appends hints on retries when an error passes through it.
+    What a file holds may be part of it, so it is cut where it is very long and has no signs that steer a terminal.
     """
 
     def __init__(self, text: str = "") -> None:
         super().__init__(text)
-        self._text = text
+        if len(text) > _LONGEST_MESSAGE:
+            text = f"{text[: _LONGEST_MESSAGE // 2]} … {text[-_LONGEST_MESSAGE // 2 :]}"
+        self._text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
     def __str__(self) -> str:
         return self._text

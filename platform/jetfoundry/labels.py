@@ -24,6 +24,7 @@ __all__ = [
     "GROUPS",
     "GROUP_WEIGHTS",
     "INDEX",
+    "UNSEEN",
     "LabelScheme",
     "class_list_hash",
     "label_scheme",
@@ -63,6 +64,10 @@ CLASSES: tuple[str, ...] = (
 
 INDEX: dict[str, int] = {name: i for i, name in enumerate(CLASSES)}
 """Class name -> value of `jet_label`."""
+
+UNSEEN: tuple[str, ...] = ("X_bs",)
+"""Decays that JetClass-II has no class for: what pre-training never saw, downstream tasks may. Simulated jets of them
+carry the numbers from 188 on, which an ingest accepts with `schema=datasets/schemas/jetclass2_unseen.yaml` only."""
 
 FAMILIES: dict[str, tuple[int, ...]] = {
     "Res2P": tuple(range(15)),
@@ -138,6 +143,15 @@ class LabelScheme:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @property
+    def members(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the JetClass-II classes that each output stands for."""
+        found: list[list[str]] = [[] for _ in self.classes]
+        for name, output in zip(CLASSES, self.table, strict=True):
+            if output >= 0:
+                found[output].append(name)
+        return tuple(map(tuple, found))
+
     def apply(self, jet_label: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Map `jet_label` (B,) to output indices (B,); -1 marks jets of dropped classes."""
         table = np.asarray(self.table, dtype=np.int64)
@@ -185,15 +199,68 @@ def _restriction(name: str, kept: Sequence[int]) -> LabelScheme:
     return LabelScheme(name, tuple(CLASSES[i] for i in kept), tuple(table))
 
 
+def _merging(name: str, rows: str) -> LabelScheme:
+    """A scheme that merges classes, from lines 'output: class class …'; classes that stand nowhere are dropped."""
+    table = [-1] * len(CLASSES)
+    outputs: list[str] = []
+    for row in rows.strip().splitlines():
+        output, _, members = row.partition(":")
+        for member in members.split():
+            assert table[INDEX[member]] == -1, f"{name}: {member} stands in two outputs"
+            table[INDEX[member]] = len(outputs)
+        outputs.append(output.strip())
+    return LabelScheme(name, tuple(outputs), tuple(table))
+
+
+# GloParT's categories (CMS; 37, with the number of c as 0c, 1c, 2c) from the classes that have the same prongs inside
+# the jet. X stands for H and for the top quark, so spectra are those of X. The five t -> b l v are not there: no class
+# of JetClass-II has one b and one lepton. t -> b q is X -> bq or bc. QCD: two or more b, else one b, else c; `2b` is
+# GloParT's QCD bb, as the name QCD_bb is a class of JetClass-II (two b and no c or s).
+_GLOPART = """
+H_VV_qqqq_0c: X_YY_qqqq X_YY_qqqs X_YY_ssqq X_YY_ssss
+H_VV_qqqq_1c: X_YY_qqqc X_YY_qqcs X_YY_sscq
+H_VV_qqqq_2c: X_YY_ccqq X_YY_ccsq X_YY_ccss
+H_VV_qqq_0c: X_YY_qqq X_YY_qqs X_YY_ssq X_YY_sss
+H_VV_qqq_1c: X_YY_qqc X_YY_csq X_YY_ssc
+H_VV_qqq_2c: X_YY_ccq X_YY_ccs
+H_WW_qqev_0c: X_YY_qqev X_YY_sqev
+H_WW_qqev_1c: X_YY_cqev X_YY_csev
+H_WW_qqmv_0c: X_YY_qqmv X_YY_sqmv
+H_WW_qqmv_1c: X_YY_cqmv X_YY_csmv
+H_WW_qqtauev_0c: X_YY_qqtauev X_YY_sqtauev
+H_WW_qqtauev_1c: X_YY_cqtauev X_YY_cstauev
+H_WW_qqtaumv_0c: X_YY_qqtaumv X_YY_sqtaumv
+H_WW_qqtaumv_1c: X_YY_cqtaumv X_YY_cstaumv
+H_WW_qqtauhv_0c: X_YY_qqtauhv X_YY_sqtauhv
+H_WW_qqtauhv_1c: X_YY_cqtauhv X_YY_cstauhv
+H_bb: X_bb
+H_cc: X_cc
+H_ss: X_ss
+H_qq: X_qq
+H_tauhtaue: X_tauhtaue
+H_tauhtaum: X_tauhtaum
+H_tauhtauh: X_tauhtauh
+t_bqq_0c: X_YY_qqb X_YY_bsq
+t_bqq_1c: X_YY_bcq X_YY_bcs
+t_bq_0c: X_bq
+t_bq_1c: X_bc
+QCD_2b: QCD_bbccss QCD_bbccs QCD_bbcc QCD_bbcss QCD_bbcs QCD_bbc QCD_bbss QCD_bbs QCD_bb
+QCD_2c: QCD_ccss QCD_ccs QCD_cc
+QCD_1b: QCD_bccss QCD_bccs QCD_bcc QCD_bcss QCD_bcs QCD_bc QCD_bss QCD_bs QCD_b
+QCD_1c: QCD_css QCD_cs QCD_c
+QCD_0b0c: QCD_ss QCD_s QCD_light
+"""
+
 _SCHEMES: dict[str, LabelScheme] = {
     "sophon188": _restriction("sophon188", range(188)),
     # Sophon* of arXiv:2405.12972: nothing is merged, the 146 three- and four-prong classes are dropped.
     "sophon42": _restriction("sophon42", [*FAMILIES["Res2P"], *FAMILIES["QCD"]]),
+    "glopart32": _merging("glopart32", _GLOPART),
 }
 
 
 def label_scheme(name: str) -> LabelScheme:
-    """The scheme called `name`: `sophon188`, `sophon42`, or `binary:<A> vs <B>`.
+    """The scheme called `name`: `sophon188`, `sophon42`, `glopart32`, or `binary:<A> vs <B>`.
 
     In `binary:<A> vs <B>` both sides are `+`-separated class, group or family names; A becomes 0, B 1.
 

@@ -22,7 +22,7 @@ from jetfoundry import config, files
 from jetfoundry.errors import CheckpointError
 from jetfoundry.transcript import LOG
 
-__all__ = ["git_commit", "open_run", "provenance", "read_metrics", "write_summary"]
+__all__ = ["check_run", "git_commit", "open_run", "provenance", "read_metrics", "short_commit", "write_summary"]
 
 _PACKAGES = (
     "jetfoundry", "torch", "ray", "pyarrow", "awkward", "uproot", "numpy", "scikit-learn",
@@ -38,9 +38,16 @@ def open_run(folder: str | Path, configuration: Any, may_change: Sequence[str] =
     Raises CheckpointError if the folder holds results of another configuration; the dotted keys in `may_change`,
     which do not change a result, are exempt.
     """
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    now = config.to_dict(configuration)
+    path = files.place(folder)
+    check_run(path, configuration, may_change)
+    files.make_folder(path)
+    files.write_text(path / "config.yaml", config.dump_yaml(config.to_dict(configuration)))
+    return path
+
+
+def check_run(folder: str | Path, configuration: Any, may_change: Sequence[str] = ()) -> None:
+    """Raise CheckpointError as `open_run` does; nothing is written."""
+    path, now = files.place(folder), config.to_dict(configuration)
     stored = path / "config.yaml"
     if stored.exists() and any(item.name not in _NO_RESULTS for item in path.iterdir()):
         before = config.load_yaml(stored)
@@ -49,8 +56,6 @@ def open_run(folder: str | Path, configuration: Any, may_change: Sequence[str] =
             shown = "; ".join(f"{key}: was {old!r}, now {new!r}" for key, old, new in differing[:5])
             msg = f"{path} holds a run with another configuration ({shown}); choose another run folder or delete it"
             raise CheckpointError(msg)
-    files.write_text(stored, config.dump_yaml(now))
-    return path
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
@@ -71,6 +76,12 @@ def git_commit() -> str:
         return head + ("+dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):  # an installed wheel, or a Ray job without .git
         return os.environ.get("JETFOUNDRY_COMMIT", "unknown")
+
+
+def short_commit(commit: str) -> str:
+    """The first twelve digits of a commit, and whether the tree was changed."""
+    found, _, changed = commit.partition("+")
+    return found[:12] + (f"+{changed}" if changed else "")
 
 
 def _git(root: Path, *arguments: str) -> str:
@@ -97,7 +108,7 @@ def provenance() -> dict[str, Any]:
 
 def write_summary(folder: str | Path, **figures: Any) -> Path:
     """Write `summary.json`: the figures of this run, then where they come from."""
-    path = Path(folder) / "summary.json"
+    path = files.place(folder) / "summary.json"
     files.write_json(path, {**figures, "provenance": provenance()})
     return path
 
@@ -106,7 +117,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """All whole rows of a `metrics.jsonl`; a row that a killed process left half-written is passed over."""
     rows = []
     with contextlib.suppress(FileNotFoundError):
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
+        for line in files.place(path).read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
     return rows

@@ -22,7 +22,7 @@ LISTS: tuple[str, ...] = ("aux_genpart", "genpart", "part")
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One stored quantity. `kind` is the element type: float32, int32 or bool."""
+    """One stored quantity. `kind` is the element type: float32, int32 or bool (int64: an event number)."""
 
     name: str
     kind: str
@@ -32,7 +32,7 @@ class Column:
 
     @property
     def arrow_type(self) -> pa.DataType:
-        scalar = {"float32": pa.float32(), "int32": pa.int32(), "bool": pa.bool_()}[self.kind]
+        scalar = {"float32": pa.float32(), "int32": pa.int32(), "int64": pa.int64(), "bool": pa.bool_()}[self.kind]
         return pa.list_(pa.field("element", scalar, nullable=False)) if self.jagged else scalar
 
     @property

@@ -2,7 +2,8 @@
 
 Standard output, standard error and log messages of the driver go to the terminal as before and, line by line, to the
 file. Of a progress bar, which writes over its own line, only the last state is kept. The file is opened once its folder
-exists: a command that fails before it makes one leaves no trace. A log that cannot be written stops nothing.
+exists: a command that fails before it makes one leaves no trace. A log that cannot be written stops nothing. Behind a
+URL it is copied there every ten seconds and at the end: of a killed command the last seconds are lost.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from jetfoundry import files
+from jetfoundry.errors import JetFoundryError
+
 __all__ = ["LOG", "Transcript"]
 
 LOG = "log.txt"
 """Name of the file in the run folder."""
+
+_EVERY = 10.0  # seconds between two copies to a URL
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -39,7 +45,11 @@ class Transcript:
     """
 
     def __init__(self, path: str | Path, command: Sequence[str]) -> None:
-        self._path = Path(path)
+        target = files.place(path)
+        self._mirror = files.Mirror(target.parent, [target.name])
+        self._path = self._mirror.folder / target.name
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="jetfoundry-log", daemon=True)
         self._lines = [self._stamped(f"$ {shlex.join(command)}  (process {os.getpid()} on {platform.node()})")]
         self._lock = threading.Lock()
         self._handler = _Handler(self)
@@ -49,6 +59,8 @@ class Transcript:
         self._terminal = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = (_Copy(stream, self) for stream in self._terminal)
         logging.getLogger().addHandler(self._handler)
+        if self._mirror.folder is not self._mirror.target:
+            self._thread.start()
         return self
 
     def __exit__(
@@ -63,15 +75,38 @@ class Transcript:
             for line in "".join(traceback.format_exception(kind, error, where)).splitlines():
                 self.add(line)
         self.add(f"ended after {time.monotonic() - self._began:.1f} s")
+        if self._thread.is_alive():
+            self._ended.set()
+            self._thread.join()
+            self._save()
+        self._mirror.close()
 
     def add(self, line: str) -> None:
         """Append one line."""
         with self._lock, contextlib.suppress(OSError):
             self._lines.append(self._stamped(line))
-            if self._path.parent.is_dir():
-                with self._path.open("a", encoding="utf-8") as stream:
-                    stream.writelines(self._lines)
-                self._lines.clear()
+            self._write()
+
+    def _write(self) -> None:
+        if self._path.parent.is_dir():
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.writelines(self._lines)
+            self._lines.clear()
+
+    def _follow(self) -> None:
+        """Copy the log to its URL now and then; in a thread, so that nobody who says something waits for a server."""
+        while not self._ended.wait(_EVERY if self._save() else 1.0):
+            pass
+
+    def _save(self) -> bool:
+        """Copy the log, if its folder is there: that of a run which has begun."""
+        with contextlib.suppress(OSError, JetFoundryError):
+            if files.exists(self._mirror.target):
+                with self._lock:
+                    self._write()  # the command itself, if nothing was said yet
+                self._mirror.save()
+                return True
+        return False
 
     @staticmethod
     def _stamped(line: str) -> str:

@@ -6,7 +6,9 @@ import json
 import time
 
 import pytest
+import torch
 
+from jetfoundry.benchmark import probes
 from jetfoundry.benchmark.measure import Side, compare
 from jetfoundry.benchmark.settings import BenchmarkConfig
 from jetfoundry.benchmark.themes import run
@@ -74,3 +76,25 @@ def test_the_themes_of_the_network_compare_wall_times_and_say_whether_both_learn
     assert sides["jetfoundry"]["ratio"] == pytest.approx(sides["jetfoundry"]["wall"] / sides["weaver"]["wall"])
     assert record["options"]["micro_batches"] == 2
     assert ("the spread of the seeds" in report.read_text()) == (theme == "train")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_probe_on_kept_embeddings_does_the_same_work_in_less_time(tmp_path, make_jets, write_root):
+    source = write_root(tmp_path / "jets.root", make_jets(300))
+    cfg = BenchmarkConfig(
+        theme="probes", preset="demo", input=(str(source),), jets=400, rounds=1, epochs=3, work=tmp_path / "work",
+        output=tmp_path / "out",
+    )  # fmt: skip
+    report, (embedded, forward) = run(cfg)
+    assert embedded.wall_rate > forward.wall_rate
+    text = report.read_text()
+    assert "Largest difference between the logits of both heads" in text
+    assert "| 20 | 512 |" in text
+
+
+def test_probes_in_one_batched_problem_are_those_that_train_alone():
+    torch.manual_seed(0)
+    latent, labels = torch.randn(50, 4), torch.randint(0, 2, (3, 50))
+    whole, alone = probes.batched(latent, labels, 2), probes.one_by_one(latent, labels, 2)
+    torch.testing.assert_close(whole, alone, rtol=1e-4, atol=1e-6)

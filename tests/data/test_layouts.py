@@ -15,6 +15,7 @@ from jetfoundry.data.root import jet_schema, open_jets
 from jetfoundry.data.shards import open_shards, read_row_group
 from jetfoundry.data.unit import convert_unit
 from jetfoundry.errors import ConfigError, InputError
+from jetfoundry.labels import UNSEEN
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "datasets" / "schemas"
 
@@ -133,4 +134,21 @@ def test_a_schema_that_cannot_be_used_says_what_is_wrong(change, message, tmp_pa
     }
     path.write_text("\n".join({**default, change.partition(":")[0]: change}.values()))
     with pytest.raises(ConfigError, match=f"{path}: .*{message}"):
+        load_layout(path)
+
+
+def test_a_schema_may_extend_jetclass2_by_classes(tmp_path):
+    layout = load_layout(SCHEMAS / "jetclass2_unseen.yaml")
+    assert layout.classes == (*JETCLASS2.classes, *UNSEEN)
+    assert layout.columns == JETCLASS2.columns
+    assert Layout.from_dict(layout.to_dict()) == layout
+    path = tmp_path / "twice.yaml"
+    path.write_text("{name: twice, extends: JetClass-II, classes: [X_bb]}")
+    with pytest.raises(ConfigError, match="classes: wanted a list of different names"):
+        load_layout(path)
+    path.write_text("{name: mine, extends: JetClass, classes: [X_bs]}")
+    with pytest.raises(ConfigError, match="extends: 'JetClass'; only JetClass-II can be extended"):
+        load_layout(path)
+    path.write_text("{name: mine, extends: JetClass-II, class: [X_bs]}")
+    with pytest.raises(ConfigError, match="wanted the keys classes, extends, name, got"):
         load_layout(path)

@@ -18,8 +18,7 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from jetfoundry import cli
-from jetfoundry.data import remote
+from jetfoundry import cli, remote
 from jetfoundry.data.inventory import expand, stamp, take_inventory
 from jetfoundry.data.plan import ShardConfig, make_plan
 from jetfoundry.data.root import open_jets

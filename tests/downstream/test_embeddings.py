@@ -1,23 +1,19 @@
-import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jetfoundry import files
-from jetfoundry.downstream.embeddings import embed
-from jetfoundry.downstream.fanout import fan_out, task_data
+from jetfoundry.data.shards import open_shards
+from jetfoundry.downstream.embeddings import EmbedShard, embed
 from jetfoundry.downstream.score_files import ScoreConfig, score_files
 from jetfoundry.downstream.scoring import open_network, score_table
-from jetfoundry.downstream.tasks import LabelRule, ProbeBudget, Task
 from jetfoundry.errors import InputError
+from jetfoundry.models.checkpoints import load_model, save_model
 
 pytestmark = pytest.mark.ray
 
 SPLITS = ("train", "val")
-BINARY = Task(
-    name="toy", title="toy", label=LabelRule(scheme="binary:X_bb vs QCD"), budget=ProbeBudget(epochs=20, batch_size=64)
-)
 
 
 def test_scores_do_not_depend_on_the_batch_a_jet_stands_in(small_model, toy_jets):
@@ -65,36 +61,43 @@ def test_another_data_set_has_another_cache(embedded, small_model, tmp_path, toy
     assert (other.computed, other.latent.shape) == (1, (299, 8))
 
 
-def test_fan_out_gives_a_row_per_trial_and_does_only_missing_ones(embedded, tmp_path):
-    _, _, train, val = embedded
-    prepared = {"toy": task_data(BINARY, train, val)}
-    rows = fan_out([BINARY], prepared, 2, tmp_path / "out", cpus_per_trial=0.5)
-    assert [(row["task"], row["seed"], row["jets"]) for row in rows] == [("toy", 1, 100), ("toy", 2, 100)]
-    assert all(0 <= row["accuracy"] <= 1 and row["logits"].shape == (100, 2) for row in rows)
-    # Mark one result, lose the other: only the lost one is computed again.
-    kept, lost = sorted((tmp_path / "out" / "trials").glob("*.json"))
-    kept.write_text(json.dumps(files.read_json(kept) | {"marked": True}))
-    lost.unlink()
-    again = fan_out([BINARY], prepared, 2, tmp_path / "out", cpus_per_trial=0.5)
-    assert [row.get("marked") for row in again] == [True, None]
-    assert [row["accuracy"] for row in again] == [row["accuracy"] for row in rows]
+def test_a_cache_file_of_another_network_is_refused(embedded, small_model, tmp_path):
+    data, cache, first, _ = embedded
+    shutil.copytree(cache, tmp_path / "cache")
+    (path,) = (tmp_path / "cache" / first.key).glob("*.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"jetfoundry_embedding": "another"}), path)
+    with pytest.raises(InputError, match=r"an embedding of another, wanted one of .*: files were moved between caches"):
+        embed(small_model / "model.pt", data, "train", tmp_path / "cache")
 
 
-def test_one_failing_trial_is_reported_and_the_others_go_on(embedded, tmp_path):
-    _, _, train, val = embedded
-    one_class = Task(name="one", title="", label=LabelRule(formula="jet_label * 0"), classes=("a", "b"))
-    tasks = [one_class, BINARY]
-    prepared = {task.name: task_data(task, train, val) for task in tasks}
-    rows = fan_out(tasks, prepared, 1, tmp_path / "out", cpus_per_trial=0.5)
-    assert "the trial failed" in rows[0]["error"]
-    assert rows[1]["jets"] == 100
+def test_another_network_and_another_data_yaml_are_computed_anew(embedded, small_model, tmp_path):
+    data, cache, first, _ = embedded
+    file = load_model(small_model / "model.pt")
+    about = {"model_name": file.model_name, "model_config": file.model_config, "classes": file.classes, "meta": {}}
+    weights = {name: weight * 1.1 for name, weight in file.weights.items()}
+    save_model(tmp_path / "weights.pt", weights=weights, data_yaml=file.data_yaml, **about)
+    cut = file.data_yaml.replace("jet_pt > 200", "jet_pt > 300")
+    assert cut != file.data_yaml
+    save_model(tmp_path / "yaml.pt", weights=dict(file.weights), data_yaml=cut, **about)
+    others = [embed(tmp_path / name, data, "train", cache) for name in ("weights.pt", "yaml.pt")]
+    assert [other.computed for other in others] == [1, 1]
+    assert len({first.key, *(other.key for other in others)}) == 3
+    assert len(others[1].ids) < len(others[0].ids) == 300
 
 
-def test_a_task_without_jets_says_so(embedded):
-    _, _, _, found = embedded
-    nothing = Task(name="none", title="", label=LabelRule(scheme="binary:X_cc vs X_ss"))
-    with pytest.raises(InputError, match="task none: none of the 100 training jets passes"):
-        task_data(nothing, found, found)
+def test_an_embedding_that_is_not_finite_is_not_kept(small_model, tmp_path, toy_shards):
+    file = load_model(small_model / "model.pt")
+    weights = dict(file.weights) | {"readout.token": file.weights["readout.token"] * float("nan")}
+    about = {"model_name": file.model_name, "model_config": file.model_config, "classes": file.classes, "meta": {}}
+    save_model(tmp_path / "model.pt", weights=weights, data_yaml=file.data_yaml, **about)
+    pieces = tuple(open_shards(toy_shards(tmp_path / "shards", train=30, val=4), "train").row_groups)
+    actor = EmbedShard([(pieces, str(tmp_path / "out.parquet"))], "key", str(tmp_path / "model.pt"), "cpu", ())
+    with pytest.raises(
+        InputError, match=r"shard-.*parquet: the network gives NaN or infinity for 30 of 30 jets, .*row 0"
+    ):
+        actor({"number": 0})
+    assert not list(tmp_path.glob("out.parquet*"))
 
 
 def test_files_of_all_kinds_are_scored_jet_by_jet_in_input_order(

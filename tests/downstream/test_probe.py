@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from jetfoundry.downstream.probe import linear_probe
+from jetfoundry.downstream.problem import Problem
+from jetfoundry.downstream.task_weights import class_weights
 from jetfoundry.downstream.tasks import ProbeBudget
 from jetfoundry.errors import InputError
 from jetfoundry.evaluate.metrics import auc
@@ -19,7 +21,7 @@ def blobs(number, distance=2.0, seed=0):
 def test_probe_reaches_the_best_possible_auc_of_two_gaussians():
     train, labels = blobs(4000, seed=1)
     test, truth = blobs(4000, seed=2)
-    logits = linear_probe(train, labels, 2, test, ProbeBudget(epochs=30), seed=1, balance=True)
+    logits = linear_probe(Problem(train, labels, class_weights(labels, 2), test, 2, 1), ProbeBudget(epochs=30))
     # Two unit Gaussians two sigma apart: AUC = Phi(2 / sqrt(2)) = 0.921.
     assert auc(logits[:, 1] - logits[:, 0], truth == 1) == pytest.approx(0.921, abs=0.012)
 
@@ -27,7 +29,9 @@ def test_probe_reaches_the_best_possible_auc_of_two_gaussians():
 def test_probe_is_the_same_for_the_same_seed_and_differs_between_seeds():
     train, labels = blobs(500)
     budget = ProbeBudget(epochs=2)
-    one, two, other = (linear_probe(train, labels, 2, train, budget, seed=seed, balance=True) for seed in (1, 1, 2))
+    one, two, other = (
+        linear_probe(Problem(train, labels, class_weights(labels, 2), train, 2, seed), budget) for seed in (1, 1, 2)
+    )
     assert (one == two).all()
     assert (one != other).any()
 
@@ -36,7 +40,7 @@ def test_without_balance_a_rare_class_keeps_its_low_prior():
     train, labels = blobs(2000, distance=0.0)
     labels[:] = 0
     labels[:100] = 1
-    logits = linear_probe(train, labels, 2, train, ProbeBudget(epochs=20), seed=1, balance=False)
+    logits = linear_probe(Problem(train, labels, np.ones(2000, np.float32), train, 2, 1), ProbeBudget(epochs=20))
     share = np.exp(logits[:, 1]) / np.exp(logits).sum(axis=1)
     assert share.mean() == pytest.approx(0.05, abs=0.01)
 
@@ -44,4 +48,4 @@ def test_without_balance_a_rare_class_keeps_its_low_prior():
 def test_a_single_class_cannot_be_probed():
     train, _ = blobs(10)
     with pytest.raises(InputError, match=r"at least two classes, got class counts \[0, 0, 10\]"):
-        linear_probe(train, np.full(10, 2), 3, train, ProbeBudget(), seed=1, balance=True)
+        Problem(train, np.full(10, 2), np.ones(10, np.float32), train, 3, 1)

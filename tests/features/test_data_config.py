@@ -210,3 +210,22 @@ observers:
    - jet_pt
 weights:
 """
+
+
+def test_variables_in_a_very_long_chain_are_refused() -> None:
+    chain = {"v0": "part_px", **{f"v{n}": f"v{n - 1} + 1" for n in range(1, 3000)}}
+    with pytest.raises(FormulaError, match="needs more than 200 variables one after the other"):
+        load_data_config(config(new_variables=chain))
+
+
+def test_keys_that_are_no_text_are_read_as_text() -> None:
+    data = load_data_config(
+        config(inputs={1: {"length": 4, "vars": ["part_px"]}}, new_variables={2: "part_px", "a": "1"})
+    )
+    assert list(data.inputs) == ["1"]
+    assert set(data.formulas) == {"2", "a"}
+
+
+def test_a_length_that_would_fill_the_memory_is_refused() -> None:
+    with pytest.raises(ConfigError, match="length: wanted a whole number above 0, at most 10000"):
+        load_data_config(with_input(length=10**9))

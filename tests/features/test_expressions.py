@@ -99,6 +99,11 @@ def test_where_takes_jet_and_particle_values_and_constants() -> None:
     assert value("np.where(part_isMuon, jet_pt, 0)").tolist() == [[10, 0], [], [0]]
 
 
+def test_whole_numbers_beyond_64_bits_are_floats() -> None:
+    assert evaluate(compile_formula("9**60 * 9**60"), {}) == pytest.approx(9.0**120)
+    assert value("jet_pt * 10**30").tolist() == pytest.approx([1e31, 2e31, 4e31])
+
+
 def test_evaluation_does_not_change_the_columns() -> None:
     before = COLUMNS["part_px"].values.copy()
     value("np.clip(-part_px * 2 + 1, 0, 1)")
@@ -160,6 +165,10 @@ def test_a_formula_travels_to_workers() -> None:
         ("-" * 5000 + "1", "cannot be read"),
         ("(" * 5000, "cannot be read"),
         ("1+" * 15_000 + "1", "at most 20000 are read"),
+        ("1**" * 900 + "1", "a power of constants with 64 parts"),
+        ("1 << 10**12", "too large"),
+        ("to_numpy(1) << to_numpy(10**30)", "not supported|cannot"),
+        ("np.float32", "gives values of type object, wanted numbers"),
     ],
 )
 def test_what_is_not_a_formula_is_refused_when_loaded(text: str, message: str) -> None:
@@ -182,6 +191,14 @@ def test_what_is_not_a_formula_is_refused_when_loaded(text: str, message: str) -
         ("jet_pt[part_px > 1]", "wanted a quantity with one value per particle"),
         ("ak.values_astype(part_px, 'text')", "no type 'text'"),
         ("ak.argsort(part_px, axis=0)", "give axis=1"),
+        ("ak.values_astype(64, part_px)", "wanted a type of numbers like 'float32'"),
+        ("ak.pad_none(part_px, 10**12)", "pad_none: wanted a whole number of particles, at most 10000"),
+        ("np._pad(part_px, jet_pt)", "wanted a whole number of particles"),
+        ("_repeat_pad(part_px, 0.5)", "_repeat_pad: wanted a whole number of particles"),
+        (
+            "ak.concatenate([" + "ak.pad_none(part_px, 6000)," * 2 + "], axis=1)",
+            "more than 10000 particles in jet row 0",
+        ),
     ],
 )
 def test_what_the_columns_cannot_do_is_an_error_that_shows_the_formula(text: str, message: str) -> None:

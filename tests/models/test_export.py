@@ -81,12 +81,14 @@ def test_names_types_and_metadata_are_the_documented_ones(exported) -> None:
         "pf_vectors": ("tensor(float)", ["B", 4, "P"]),
         "pf_mask": ("tensor(float)", ["B", 1, "P"]),
     }
-    assert {o.name: o.shape for o in session.get_outputs()} == {"scores": ["B", 3], "latent": ["B", 16]}
+    shapes = {o.name: o.shape for o in session.get_outputs()}
+    assert shapes == {"scores": ["B", 3], "latent": ["B", 16], "log_scores": ["B", 3]}
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["classes"]) == list(CLASSES[:3])
     assert metadata["class_hash"] == source.class_hash
     assert metadata["model_hash"] == source.hash
     assert metadata["data_yaml"] == source.data_yaml
+    assert json.loads(metadata["tokens"]) == ["classification"]
     assert metadata["opset"] == str(export.OPSET)
     assert {entry.version for entry in onnx.load(path).opset_import if entry.domain == ""} == {export.OPSET}
 
@@ -130,7 +132,7 @@ def test_further_class_tokens_are_exported_by_name(tmp_path: Path, small_config:
     source = model_file(tmp_path, dataclasses.replace(small_config, tasks=tasks))
     export_onnx(source, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
-    assert [o.name for o in session.get_outputs()] == ["scores", "latent", "latent_contrastive"]
+    assert [o.name for o in session.get_outputs()] == ["scores", "latent", "log_scores", "latent_contrastive"]
     assert check_onnx(tmp_path / "model.onnx", source.build(), [make_batch([5, 2], features=5)]) < 1e-5
 
 

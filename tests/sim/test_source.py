@@ -131,6 +131,7 @@ def test_a_larger_sample_begins_with_the_files_of_a_smaller_one() -> None:
     ("override", "message"),
     [
         ("jets=1500", "jets 1500 is not a multiple of jets_per_shard 1000"),
+        ("jets=1000000000000", "makes 1000000000 files, more than 1000000; raise jets_per_shard"),
         ("jets=1000", "makes 1 files, but there are 4 families; lower jets_per_shard"),
         ("seed=0", "seed 0: wanted 1 to 900000000"),
         ("seed=900000001", "seed 900000001: wanted 1 to 900000000"),

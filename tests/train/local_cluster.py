@@ -1,7 +1,8 @@
 """A Ray cluster of several nodes on this machine, as a process of its own: `python local_cluster.py NODES`.
 
-Prints its address, then obeys lines on its input: `add` (a node with one CPU), `kill I` (node I, at once), `notice I S`
-(tell Ray that node I will be taken away in S seconds, as a cloud does), and answers `done`. It ends with its input.
+Prints its address, then obeys lines on its input: `add` (a node with one CPU), `kill I` (node I, at once; `oldest` = of
+those that live the first), `notice I S` (tell Ray that node I will be taken away in S seconds, as a cloud does), and
+answers `done`. It ends with its input.
 """
 
 import subprocess
@@ -36,7 +37,8 @@ try:
         if command == "add":
             add()
         elif command == "kill":
-            cluster.remove_node(nodes[int(numbers[0])], allow_graceful=False)
+            alive = [node for node in nodes if node in cluster.worker_nodes]
+            cluster.remove_node(alive[0] if numbers == ["oldest"] else nodes[int(numbers[0])], allow_graceful=False)
         elif command == "notice":
             order = ["--node-id", nodes[int(numbers[0])].node_id, "--deadline-remaining-seconds", numbers[1]]
             order += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]

@@ -195,7 +195,7 @@ def test_a_storage_without_credentials_is_named_at_once(ray_local, tmp_path, toy
         monkeypatch.delenv(name, raising=False)
     data = toy_shards(tmp_path / "shards", train=100, val=50)
     chosen = recipe(data, tmp_path / "run", "checkpoints.storage=s3://nobodys-bucket/run")
-    with pytest.raises(InputError, match="s3://nobodys-bucket/run: cannot read: refused: NoCredentialsError"):
+    with pytest.raises(InputError, match="s3://nobodys-bucket/run: cannot use: refused: NoCredentialsError"):
         pretrain(chosen, runs.open_run(chosen.run, chosen))
 
 

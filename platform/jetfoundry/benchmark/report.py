@@ -78,7 +78,7 @@ average {machine["load"]}. {versions}. Commit {runs.git_commit()}.
 {method}
 
 {cfg.jets:,} jets, {cfg.rounds} runs of each side in turn, each in a fresh process with
-{"all cores" if wall else "one thread per numerical library"}. Options: {options}.
+{"all cores" if wall and cfg.theme != "probes" else "one thread per numerical library"}. Options: {options}.
 
 | {" | ".join(header)} |
 |{" --- |" * len(header)}

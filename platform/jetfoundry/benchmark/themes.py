@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jetfoundry.benchmark import features, ingest, loader, report, sample, train
+from jetfoundry.benchmark import features, ingest, loader, probes, report, sample, scaling, scaling_report, train
 from jetfoundry.benchmark.measure import Timing, compare
 from jetfoundry.benchmark.settings import BenchmarkConfig
 
@@ -24,6 +24,7 @@ _TITLES = {
     "loader": "Parquet to batches: jetfoundry against weaver's data set",
     "train": "Training steps: jetfoundry's Particle Transformer against weaver's",
     "infer": "Inference: jetfoundry's Particle Transformer against weaver's",
+    "probes": "The second linear probe: kept embeddings against a forward pass for every epoch",
 }
 
 
@@ -32,11 +33,17 @@ def run(cfg: BenchmarkConfig) -> tuple[Path, list[Timing]]:
 
     Raises ConfigError without weaver-core 0.5.3 or, for a simulated sample, without the [sim] extra.
     """
+    if cfg.theme == "scaling":
+        todo = scaling.cases(cfg)
+        return scaling_report.write_report(cfg, todo, scaling.measure(todo, cfg.rounds)), []
     name: str = cfg.theme
-    more, wall = "", cfg.theme in ("train", "infer")
+    more, wall, baseline = "", cfg.theme in ("train", "infer", "probes"), "weaver"
     if cfg.theme == "ingest":
         sides, method = ingest.sides(sample.root_files(cfg), cfg.work), ingest.__doc__ or ""
         name = f"ingest-{cfg.compression}"
+    elif cfg.theme == "probes":
+        sides, method = probes.sides(cfg, sample.shard_folder(cfg)), probes.__doc__ or ""
+        name, baseline = f"probes-{cfg.preset}", probes.FORWARD
     elif wall:
         pool = max(_POOL, math.ceil(max(cfg.jets, cfg.curves * cfg.batch_size) / _TRAINED_ON))
         shards = sample.shard_folder(dataclasses.replace(cfg, jets=pool))
@@ -47,8 +54,10 @@ def run(cfg: BenchmarkConfig) -> tuple[Path, list[Timing]]:
         theme = features if cfg.theme == "features" else loader
         sides, method = theme.sides(sample.shard_folder(cfg), cfg.features, cfg.work, cfg.jets), theme.__doc__ or ""
     timings = compare(sides, cfg.rounds)
+    if cfg.theme == "probes":
+        more = f"{probes.agreement(cfg)}\n\n{probes.batched_table(cfg.jets, cfg.rounds)}"
     how: dict[str, Any] = {"name": name, "wall": wall, "more": more}
-    return report.write_report(cfg, _TITLES[cfg.theme], method.strip(), "weaver", timings, **how), timings
+    return report.write_report(cfg, _TITLES[cfg.theme], method.strip(), baseline, timings, **how), timings
 
 
 def _curves(cfg: BenchmarkConfig, shards: Path) -> str:

@@ -22,7 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import uproot
 
-from jetfoundry.data import references, remote
+from jetfoundry import remote
+from jetfoundry.data import references
 from jetfoundry.data.delphes_jets import Collection, DelphesConfig, Loss, jets_of, no_jets
 from jetfoundry.data.layouts import JETCLASS2, Layout
 from jetfoundry.data.root import DamagedFile, JetReader, decoding, jet_schema, open_jets

@@ -17,13 +17,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jetfoundry import config, files, ray_session, runs
-from jetfoundry.data import conversion, remote, shards
+from jetfoundry import config, files, ray_session, remote, runs
+from jetfoundry.data import conversion, shards
 from jetfoundry.data.delphes_jets import LEFT_OUT, DelphesConfig
 from jetfoundry.data.inventory import InputFile, SetAsideFile, Source, expand, take_inventory
 from jetfoundry.data.layouts import JETCLASS2, Layout, load_layout
@@ -33,7 +34,9 @@ from jetfoundry.errors import InputError
 from jetfoundry.features.transform import load_data_config
 from jetfoundry.labels import FAMILIES
 
-__all__ = ["IngestConfig", "IngestReport", "file_key", "ingest", "write_manifest"]
+__all__ = [
+    "IngestConfig", "IngestReport", "file_key", "ingest", "missing_units", "refuse_mixture", "write_manifest",
+]  # fmt: skip
 
 # `shards.*` and `delphes.*` may not; `input` and `schema` only by name: the plan knows the files and the columns.
 _MAY_CHANGE = (
@@ -82,7 +85,7 @@ def file_key(arguments: Sequence[str]) -> str | None:
     They share no key, so one of IngestConfig tells. What cannot be read is left to those who report it.
     """
     path = next((argument for argument in arguments if "=" not in argument), "")
-    if not (path.endswith((".yaml", ".yml")) and Path(path).exists()):
+    if not (path.endswith((".yaml", ".yml")) and files.exists(path)):
         return "features"
     tree = config.load_yaml(path)
     ours = {field.name for field in dataclasses.fields(IngestConfig)}
@@ -132,7 +135,7 @@ def ingest(settings: IngestConfig) -> IngestReport:
     be written.
     """
     started = time.perf_counter()
-    folder = Path(settings.output)
+    folder = files.place(settings.output)
     layout = load_layout(settings.schema)
     known = frozenset(jet_schema(layout=layout).names)
     if settings.features:
@@ -143,14 +146,14 @@ def ingest(settings: IngestConfig) -> IngestReport:
     with _alone(folder):
         plan = matching_plan(stored, paths, *same) if stored.exists() else None
         _sweep(folder)
-        if plan is None or _missing(plan, folder):
+        if plan is None or missing_units(plan, folder):
             try:
                 with ray_session.session(**dataclasses.asdict(settings.ray)):
                     plan = plan or _new_plan(settings, paths, layout)
                     with shards.writing("configuration", folder):
                         runs.open_run(folder, settings, may_change=_MAY_CHANGE)
                     how = {"memory_gb": settings.memory_gb, "patience": settings.patience}
-                    new_jets = conversion.convert_units(plan, folder, _missing(plan, folder), **how)
+                    new_jets = conversion.convert_units(plan, folder, missing_units(plan, folder), **how)
             finally:
                 _sweep(folder)
         manifest = write_manifest(plan, folder, settings.sample)
@@ -197,10 +200,11 @@ def _families(layout: Layout, counts: Sequence[int]) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other runs out of the folder, and wait for tasks that a killed run left behind."""
+    """Keep other runs out of the folder, and wait for tasks that a killed run left behind; not behind a URL, where
+    there are no locks (docs/operations.md)."""
     with contextlib.ExitStack() as stack:
         with shards.writing("shard folder", folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder)
             alone = stack.enter_context(files.locked(folder / _LOCK))
         if not alone:
             msg = f"{folder}: another ingest is writing into it; wait for its end, or choose another folder"
@@ -212,10 +216,16 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if all(item.name in (_LOCK, conversion.TASKS) for item in folder.iterdir()):  # it came to nothing
-                for item in folder.iterdir():
-                    item.unlink()
-                folder.rmdir()
+            if not files.is_remote(folder):
+                _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave no folder behind when it came to nothing."""
+    if all(item.name in (_LOCK, conversion.TASKS) for item in folder.iterdir()):
+        for item in folder.iterdir():
+            item.unlink()
+        folder.rmdir()
 
 
 def _sweep(folder: Path) -> None:
@@ -240,15 +250,15 @@ def _new_plan(settings: IngestConfig, paths: list[InputFile], layout: Layout) ->
         msg = f"none of the inputs can be used: {inventory.set_aside[0].reason}{more}"
         raise InputError(msg)
     if not settings.sample:
-        _refuse_mixture(inventory.sources)
+        refuse_mixture(inventory.sources)
     plan = make_plan(inventory, settings.shards, settings.delphes, layout)
-    path = Path(settings.output) / "plan.json"
+    path = files.place(settings.output) / "plan.json"
     with shards.writing("plan", path):
         files.write_json(path, plan.to_dict())
     return plan
 
 
-def _refuse_mixture(sources: Sequence[Source]) -> None:
+def refuse_mixture(sources: Sequence[Source]) -> None:
     """Jets of one data set are made in one way; a network would learn the difference between their classes."""
     example = {source.sample: source.path for source in reversed(sources)}
     if len(example) > 1:
@@ -258,9 +268,10 @@ def _refuse_mixture(sources: Sequence[Source]) -> None:
         raise InputError(msg)
 
 
-def _missing(plan: Plan, folder: Path) -> list[int]:
+def missing_units(plan: Plan, folder: Path) -> list[int]:
     """Units without a sidecar, or whose shards are not there in full length."""
-    return [unit for unit in range(len(plan.units)) if not _is_committed(folder, unit)]
+    committed = files.for_each(functools.partial(_is_committed, folder), range(len(plan.units)), folder)
+    return [unit for unit, there in enumerate(committed) if not there]
 
 
 def _is_committed(folder: Path, unit: int) -> bool:
@@ -279,7 +290,8 @@ def _sample_of(folder: Path) -> str:
 
 def write_manifest(plan: Plan, folder: Path, sample: str) -> dict[str, Any]:
     """Gather the sidecars into manifest.json; InputError if not a single jet is left."""
-    sidecars = [files.read_json(shards.sidecar_path(folder, unit)) for unit in range(len(plan.units))]
+    paths = [shards.sidecar_path(folder, unit) for unit in range(len(plan.units))]
+    sidecars = files.for_each(files.read_json, paths, folder)
     reasons: collections.Counter[str] = collections.Counter()
     left_out: collections.Counter[str] = collections.Counter()
     for sidecar in sidecars:

@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jetfoundry import ray_session
-from jetfoundry.data import remote
+from jetfoundry import ray_session, remote
 from jetfoundry.data.delphes import open_source
 from jetfoundry.data.delphes_jets import DelphesConfig
 from jetfoundry.data.layouts import JETCLASS2, Layout

@@ -12,6 +12,10 @@ A schema YAML (datasets/schemas/*.yaml) describes any flat ntuple of jets:
 length within a jet, left out for one value per jet. `from`: name of the branch if it is another one, or the branches of
 a one-hot label. `part` is the list that a network sees: each jet needs at least one of them. jet_label, jet_pt and
 jet_sdmass must be there (a branch of another name by `from`): shards are counted in them.
+
+    {name: JetClass-II and more, extends: JetClass-II, classes: [X_bs]}
+
+is JetClass-II with further classes, numbered from 188 on.
 """
 
 from __future__ import annotations
@@ -103,10 +107,13 @@ def load_layout(path: str | Path) -> Layout:
     if not str(path):
         return JETCLASS2
     tree = config.load_yaml(path)
-    fault = _fault(tree)
+    extends = isinstance(tree, dict) and "extends" in tree
+    fault = _extension_fault(tree) if extends else _fault(tree)
     if fault:
         msg = f"{path}: {fault}"
         raise ConfigError(msg)
+    if extends:
+        return dataclasses.replace(JETCLASS2, name=tree["name"], classes=(*CLASSES, *tree["classes"]))
     return Layout.from_dict(tree)
 
 
@@ -123,16 +130,32 @@ def _column(fields: dict[str, Any]) -> LayoutColumn:
     )
 
 
+def _extension_fault(tree: dict[str, Any]) -> str:
+    """What is wrong with a YAML that extends another schema, or ''."""
+    if tree["extends"] != JETCLASS2.name:
+        return f"extends: {tree['extends']!r}; only {JETCLASS2.name} can be extended"
+    if tree.keys() != {"name", "extends", "classes"}:
+        return f"wanted the keys classes, extends, name, got {', '.join(map(str, tree))}"
+    return _classes_fault(tree, CLASSES)
+
+
+def _classes_fault(tree: dict[str, Any], known: tuple[str, ...] = ()) -> str:
+    classes = tree["classes"]
+    if not isinstance(classes, list) or not classes or len({*known, *map(str, classes)}) != len(known) + len(classes):
+        return "classes: wanted a list of different names" + (f", none of {JETCLASS2.name}'s" if known else "")
+    if not all(isinstance(name, str) for name in [tree["name"], *classes]):
+        return "name and classes must be text (quote what YAML takes for a number)"
+    return ""
+
+
 def _fault(tree: Any) -> str:
     """The first thing wrong with a schema YAML, or ''."""
     if not isinstance(tree, dict) or tree.keys() != _KEYS:
         found = ", ".join(map(str, tree)) if isinstance(tree, dict) else type(tree).__name__
         return f"wanted the keys {', '.join(sorted(_KEYS))}, got {found}"
     classes, columns = tree["classes"], tree["columns"]
-    if not isinstance(classes, list) or not classes or len(set(map(str, classes))) != len(classes):
-        return "classes: wanted a list of different names"
-    if not all(isinstance(name, str) for name in [tree["name"], *classes]):
-        return "name and classes must be text (quote what YAML takes for a number)"
+    if fault := _classes_fault(tree):
+        return fault
     if not isinstance(columns, list) or not columns:
         return "columns: wanted a list"
     for number, fields in enumerate(columns):

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jetfoundry import files, remote
 from jetfoundry.data.shards import RowGroup
 from jetfoundry.errors import InputError
 from jetfoundry.features.jagged import Jagged, JetColumns, after
@@ -36,6 +37,7 @@ _DTYPES = {"BOOLEAN": np.dtype(np.bool_), "INT32": np.dtype(np.int32), "INT64": 
            "FLOAT": np.dtype(np.float32)}  # fmt: skip
 _PLAIN, _RLE, _SPLIT = 0, 3, 9  # parquet.thrift: Encoding
 _GAP = 1 << 16  # bytes between wanted pages that are read rather than left out
+_REMOTE_GAP = 1 << 20  # the same, where a request takes as long as they do
 _FAULTS = (cramjam.DecompressionError, OSError, ValueError, IndexError, struct.error, pa.ArrowException)
 
 
@@ -56,7 +58,9 @@ def read_columns(groups: Sequence[RowGroup], columns: Sequence[str]) -> JetColum
     indices = []
     for group in groups:
         with _reading(group):
-            indices.append(_metadata(group.path, group.path.stat().st_mtime_ns))
+            # A shard is never changed in place; to ask a server for it would cost as much as to read the shard.
+            mtime_ns = 0 if files.is_remote(group.path) else group.path.stat().st_mtime_ns
+            indices.append(_metadata(group.path, mtime_ns))
     if not all(_is_ours(index, columns) for index in indices):
         return None
     chunks = [
@@ -99,11 +103,19 @@ class _Index:
         return self.metadata.row_group(number)
 
 
-@functools.lru_cache(maxsize=32)
 def _metadata(path: Path, mtime_ns: int) -> _Index:
-    metadata = pq.read_metadata(path)
+    return (_remote_index if files.is_remote(path) else _index)(path, mtime_ns)
+
+
+def _read_index(path: Path, mtime_ns: int) -> _Index:
+    with files.opened(path) as source:
+        metadata = pq.read_metadata(source)
     names = [metadata.schema.column(i).path.partition(".")[0] for i in range(metadata.num_columns)]
     return _Index(metadata, {name: i for i, name in enumerate(names)})
+
+
+_index = functools.lru_cache(maxsize=32)(_read_index)
+_remote_index = functools.lru_cache(maxsize=512)(_read_index)  # to read one again costs some requests
 
 
 def _is_ours(index: _Index, columns: Sequence[str]) -> bool:
@@ -138,21 +150,40 @@ def _read_group(group: RowGroup, chunks: Sequence[Any], found: Sequence[_Column]
 def _fetch(path: Path, places: list[tuple[int, int]]) -> list[_Bytes]:
     """The bytes (begin, size) of each page, neighbours in one request."""
     found: list[_Bytes] = [np.empty(0, np.uint8)] * len(places)
-    order = sorted(range(len(places)), key=places.__getitem__)
+    if files.is_remote(path):
+        together = list(_neighbours(places, _REMOTE_GAP))
+        blocks = iter(remote.read_ranges(str(path), [(begin, end) for begin, end, _ in together]))
+        for begin, _, members in together:
+            _cut(np.frombuffer(next(blocks), np.uint8), begin, places, members, found)
+        return found
     with path.open("rb", buffering=0) as stream:
-        first = 0
-        while first < len(order):
-            begin = places[order[first]][0]
-            last, end = first, begin
-            while last < len(order) and places[order[last]][0] <= end + _GAP:
-                end = max(end, sum(places[order[last]]))
-                last += 1
+        for begin, end, members in _neighbours(places, _GAP):
             block = np.frombuffer(os.pread(stream.fileno(), end - begin, begin), np.uint8)
-            for i in order[first:last]:
-                at, size = places[i]
-                found[i] = block[at - begin : at - begin + size]
-            first = last
+            _cut(block, begin, places, members, found)
     return found
+
+
+def _neighbours(places: Sequence[tuple[int, int]], gap: int) -> Iterator[tuple[int, int, list[int]]]:
+    """Begin and end of blocks without larger gaps, and which of `places` lie in each."""
+    order = sorted(range(len(places)), key=places.__getitem__)
+    first = 0
+    while first < len(order):
+        begin = places[order[first]][0]
+        last, end = first, begin
+        while last < len(order) and places[order[last]][0] <= end + gap:
+            end = max(end, sum(places[order[last]]))
+            last += 1
+        yield begin, end, order[first:last]
+        first = last
+
+
+def _cut(
+    block: _Bytes, begin: int, places: Sequence[tuple[int, int]], members: Sequence[int], found: list[_Bytes]
+) -> None:
+    """Those of `places` that lie in a block."""
+    for i in members:
+        at, size = places[i]
+        found[i] = block[at - begin : at - begin + size]
 
 
 def _open(data: _Bytes, chunk: Any) -> tuple[_Bytes, int, int]:

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jetfoundry import config, files
-from jetfoundry.data import remote
+from jetfoundry import config, files, remote
 from jetfoundry.data.dealing import Range, deal
 from jetfoundry.data.delphes_jets import DelphesConfig
 from jetfoundry.data.inventory import InputFile, Inventory, SetAsideFile, Source, stamp

@@ -25,8 +25,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import uproot
 
-from jetfoundry import schema
-from jetfoundry.data import baskets, remote
+from jetfoundry import remote, schema
+from jetfoundry.data import baskets
 from jetfoundry.data.layouts import JETCLASS2, Layout
 from jetfoundry.data.parquet import ParquetReader
 from jetfoundry.data.reader import PROVENANCE, DamagedFile, FlatColumn, JetReader, decoding, jet_schema

@@ -234,15 +234,15 @@ def read_manifest(folder: Path, needed: Sequence[str] = MANIFEST_KEYS) -> dict[s
 
 def open_shards(folder: str | Path, split: str) -> ShardSet:
     """Open `train`, `val` or `test` of a shard folder. Reads the manifest only, not a single shard."""
-    root = Path(folder)
+    root = files.place(folder)
     manifest = read_manifest(root)
     if split not in manifest["splits"]:
         msg = f"{root}: no split {split!r}; {nearest(split, manifest['splits'])}"
         raise InputError(msg)
     part = manifest["splits"][split]
     groups = [
-        RowGroup(root / shard["path"], index, rows)
-        for shard in part["shards"]
+        RowGroup(path, index, rows)
+        for path, shard in ((root / shard["path"], shard) for shard in part["shards"])
         for index, rows in enumerate(row_group_sizes(shard, manifest))
     ]
     counts = np.asarray(part["class_counts"], np.int64)
@@ -268,7 +268,9 @@ def row_group_sizes(shard: dict[str, Any], manifest: dict[str, Any]) -> list[int
 def read_row_group(group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one row group (None = all columns). InputError if the shard is missing or its pages are damaged."""
     try:
-        with pq.ParquetFile(group.path, page_checksum_verification=True) as shard:
+        # Behind a URL all that is wanted of a row group is asked for at once.
+        how = {"page_checksum_verification": True, "pre_buffer": files.is_remote(group.path)}
+        with files.opened(group.path) as source, pq.ParquetFile(source, **how) as shard:
             table = shard.read_row_group(group.index, columns=columns, use_threads=False)
             names = shard.schema_arrow.names
     except (OSError, pa.ArrowException) as error:

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jetfoundry import files
-from jetfoundry.data import mixing, remote, shards
+from jetfoundry import files, remote
+from jetfoundry.data import mixing, shards
 from jetfoundry.data.check import check_jets
 from jetfoundry.data.delphes import DelphesReader, open_source
 from jetfoundry.data.delphes_jets import LEFT_OUT

@@ -67,7 +67,7 @@ def verify(folder: str | Path) -> Verification:
 
     Raises InputError if there is no manifest, or none that this version can read.
     """
-    root = Path(folder)
+    root = files.place(folder)
     manifest = shards.read_manifest(root, (*shards.MANIFEST_KEYS, *_NEEDED))
     manifest.setdefault("classes", CLASSES)  # not there in manifests of older versions
     types = _types(root, manifest)
@@ -115,7 +115,7 @@ def _read_shard(root: Path, record: dict[str, Any], manifest: dict[str, Any], ty
     if (files.sha256_file(path) if "sha256" in record else files.xxh128_file(path)) != shards.digest(record):
         return _Shard(name, "its checksum is not that of the manifest")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as shard:
+        with files.opened(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as shard:
             fault = _layout_fault(shard, record, manifest, types)
             if fault:
                 return _Shard(name, fault)

@@ -90,7 +90,7 @@ class Training:
 
     @property
     def run(self) -> Path:
-        return Path(self.recipe.run)
+        return files.place(self.recipe.run)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ def trainings_of(options: ComparisonConfig) -> list[Training]:
     not share data and budget."""
     found = []
     for seed, (name, changes) in itertools.product(options.seeds, options.networks.items()):
-        run = Path(options.runs) / f"{_short(name)}_seed{seed}"
+        run = files.place(options.runs) / f"{_short(name)}_seed{seed}"
         arguments = (*changes, f"train.seed={seed}", f"run={run}")
         recipe = config.read(Recipe, options.recipe, arguments)
         parse(options.compare, label_scheme(recipe.labels).classes)

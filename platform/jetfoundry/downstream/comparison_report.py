@@ -32,7 +32,7 @@ def write_results(
     options: ComparisonConfig, trainings: Sequence[Training], compared: Compared, hardware: Mapping[str, Any]
 ) -> Path:
     """Write `<output>.md`, `<output>.json` and `<output>_….png`; returns the page."""
-    page = Path(f"{options.output}.md")
+    page = files.place(f"{options.output}.md")
     provenance = runs.provenance()
     record = compared.figures | {"hardware": dict(hardware), "provenance": provenance}
     files.write_json(page.with_suffix(".json"), record)
@@ -135,22 +135,17 @@ def markdown_table(rows: Rows) -> str:
 
 
 def _origin(figures: Mapping[str, Any], hardware: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
-    commits = sorted({_short(run["git_commit"]) for seeds in figures["networks"].values() for run in seeds})
+    commits = sorted({runs.short_commit(run["git_commit"]) for seeds in figures["networks"].values() for run in seeds})
     versions = ", ".join(f"{name} {provenance['versions'][name]}" for name in ("torch", "scikit-learn", "pythia8mc")
                          if name in provenance["versions"])  # fmt: skip
     seeds = ", ".join(map(str, figures["seeds"]))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return (
         f"{today}, {hardware['processor']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB, no GPU. "
-        f"{versions}. Trained at commit {', '.join(commits)}, compared at {_short(provenance['git_commit'])}. "
+        f"{versions}. Trained at commit {', '.join(commits)}, compared at "
+        f"{runs.short_commit(provenance['git_commit'])}. "
         f"Seeds {seeds}. Jets: {figures['jets']['sample']}, content {figures['jets']['manifest_hash'][:12]}."
     )
-
-
-def _short(commit: str) -> str:
-    """The first twelve digits of a commit, and whether the tree was changed."""
-    found, _, changed = commit.partition("+")
-    return found[:12] + (f"+{changed}" if changed else "")
 
 
 def _page(options: ComparisonConfig, recipe: Recipe, figures: Mapping[str, Any], origin: str, stem: str) -> str:

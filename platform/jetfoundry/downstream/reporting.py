@@ -6,7 +6,7 @@ Everything is read back from the run folder, so any job can rebuild the report a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from jetfoundry import files
 from jetfoundry.downstream.embeddings import Embeddings
+from jetfoundry.downstream.transfer_report import matrix, summary_rows
 from jetfoundry.errors import InputError
 from jetfoundry.evaluate import plots
 from jetfoundry.evaluate.discriminants import group_outputs
@@ -23,7 +24,7 @@ from jetfoundry.evaluate.report import Section, build_report
 from jetfoundry.evaluate.tables import Rows, format_rejection
 from jetfoundry.evaluate.validation import discriminants_of
 
-__all__ = ["evaluation_plots", "mean_rows", "result_table", "write_report"]
+__all__ = ["evaluation_plots", "result_table", "write_report"]
 
 _SHOWN_JETS = 8
 
@@ -62,7 +63,6 @@ def evaluation_plots(
     jets = _some_jets(scored, kept, truth, classes)
     if jets:
         figures["jets_in_eta_phi"] = plots.jets_eta_phi(jets, sample)
-    (run / "plots").mkdir(exist_ok=True)
     for name, figure in figures.items():
         with files.committed(run / "plots" / f"{name}.png") as temporary:
             temporary.write_bytes(plots.png(figure, dpi=144))
@@ -87,49 +87,13 @@ def _some_jets(
     ]
 
 
-def mean_rows(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per task, method and comparison: mean and spread over seeds; failed seeds are counted.
-
-    Rejections carry their own binomial error, larger than any spread over seeds; they are those of the first seed.
-    """
-    rows = []
-    for task, method in dict.fromkeys((trial["task"], trial["method"]) for trial in trials):
-        same = [trial for trial in trials if (trial["task"], trial["method"]) == (task, method)]
-        done = [trial for trial in same if "error" not in trial]
-        row: dict[str, Any] = {"task": task, "method": method, "seeds": len(done)}
-        if len(done) < len(same):
-            row["failed seeds"] = len(same) - len(done)
-        if not done:
-            rows.append(row)
-            continue
-        row |= {"train jets": done[0].get("train_jets"), "jets": done[0]["jets"]}
-        row["accuracy"] = _spread([trial["accuracy"] for trial in done])
-        row["within one class"] = _spread([trial.get("accuracy_within_one_class") for trial in done])
-        rows += [row | _comparison(name, done) for name in done[0]["discriminants"]] or [row]
-    return rows
-
-
-def _comparison(name: str, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    figures = [trial["discriminants"][name] for trial in trials]
-    row: dict[str, Any] = {"comparison": name, "AUC": _spread([figure["auc"] for figure in figures])}
-    for point in figures[0]["rejections"]:
-        row[f"rejection at {point['efficiency']:.0%}"] = format_rejection(point)
-    return row
-
-
-def _spread(values: Sequence[float | None]) -> str | None:
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return f"{np.mean(known):.4f}" + (f" ± {np.std(known, ddof=1):.4f}" if len(known) > 1 else "")
-
-
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
 def _transfers(run: Path) -> list[tuple[Path, dict[str, Any]]]:
-    return [(path.parent, files.read_json(path)) for path in sorted(run.glob("transfer/*/summary.json"))]
+    found = [(path.parent, files.read_json(path)) for path in sorted(run.glob("transfer/*/summary.json"))]
+    return [each for each in found if "tasks" in each[1]]  # not those of a version with another table
 
 
 def result_table(run: Path) -> Rows:
@@ -149,9 +113,7 @@ def result_table(run: Path) -> Rows:
         rows.append({"what": "training speed [jets/s]", "value": f"{timing.pop('jets_per_s'):,.0f}"})
         rows += [{"what": f"  time in {phase}", "value": f"{share:.1%}"} for phase, share in timing.items()]
     for _, summary in _transfers(run):
-        for row in summary["table"]:
-            figure = "AUC" if row.get("AUC") and len(summary["classes"][row["task"]]) == 2 else "accuracy"
-            rows.append({"what": f"{row['task']}, {row['method']}: {figure}", "value": row.get(figure)})
+        rows += summary_rows(summary)
     if (run / "export.json").exists():
         export = files.read_json(run / "export.json")
         rows.append({"what": "ONNX against PyTorch, largest difference", "value": f"{export['max_difference']:.1e}"})
@@ -163,13 +125,12 @@ def write_report(run: Path, sample: str) -> Path:
     text = "What came out. " + (f"Sample: {sample}. " if sample else "")
     sections = [Section("In short", text, result_table(run))]
     for folder, summary in _transfers(run):
-        figures = [(path.stem.replace("_", " "), path.read_bytes()) for path in sorted(folder.glob("plots/*.png"))]
         text = (
-            "The backbone is frozen; one linear layer is trained on its class token. Mean and spread over seeds; "
-            "rejections, with binomial error, from the first seed. "
-            "The row 'model scores' is the pre-trained classifier itself on the same jets, without any new training."
+            "The row 'model scores' is the pre-trained classifier itself on the same jets, without any new training. "
         )
-        sections.append(Section(f"Transfer: {folder.name}", text, summary["table"], figures))
+        text += f"Mean and spread over seeds; everything else is in transfer/{folder.name}/report.html."
+        figures = [(path.stem.replace("_", " "), path.read_bytes()) for path in sorted(folder.glob("plots/*.png"))]
+        sections.append(Section(f"Transfer: {folder.name}", text, matrix(summary), figures))
     if (run / "export.json").exists():
         export = files.read_json(run / "export.json")
         rows = [{"figure": key, "value": value} for key, value in export.items() if key != "provenance"]

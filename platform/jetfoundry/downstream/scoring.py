@@ -17,13 +17,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from jetfoundry import config
+from jetfoundry import config, files
 from jetfoundry.errors import ConfigError, nearest
 from jetfoundry.features.transform import DataConfig, load_data_config
 from jetfoundry.loading.window import choose_inputs
-from jetfoundry.models.checkpoints import load_model
+from jetfoundry.models.checkpoints import ModelFile, load_model
 
-__all__ = ["Floats", "Network", "Scored", "as_lists", "open_network", "score_table"]
+__all__ = ["Floats", "Network", "Scored", "as_lists", "class_tokens", "open_network", "score_table"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -56,15 +56,15 @@ class Scored:
 def open_network(path: str | Path, device: str = "cpu", tokens: Sequence[str] = ()) -> Network:
     """Open `model.pt`, a run folder that holds one, or an exported `.onnx` file.
 
-    With `tokens`, names of class tokens of a `model.pt`, the latent is theirs, one after the other, instead of the
-    first token's; ConfigError if there is no such token.
+    With `tokens`, names of class tokens, the latent is theirs, one after the other, instead of the first token's;
+    ConfigError if there is no such token.
     """
-    path = Path(path)
+    path = files.place(path)
     if path.suffix == ".onnx":
-        return _open_onnx(path)
+        return _open_onnx(path, tokens)
     file = load_model(path / "model.pt" if path.is_dir() else path)
     model: Any = file.build().to(device)
-    known = [task.reads for task in getattr(getattr(model, "jet", model).config, "all_tasks", ())]
+    known = class_tokens(file)
     for name in tokens:
         if name not in known:
             msg = f"{path}: the network has no class token {name!r}; {nearest(name, known)}"
@@ -84,17 +84,34 @@ def open_network(path: str | Path, device: str = "cpu", tokens: Sequence[str] = 
     return Network(data, tuple(file.classes), file.hash, width, model.inputs, run)
 
 
-def _open_onnx(path: Path) -> Network:
+def class_tokens(file: ModelFile) -> tuple[str, ...]:
+    """Names of the class tokens of a network, of a contrastive pair those of the jet's; the first is its latent."""
+    jet = getattr(file.model_config, "jet", file.model_config)
+    return tuple(dict.fromkeys(task.reads for task in getattr(jet, "all_tasks", ())))
+
+
+def _open_onnx(path: Path, tokens: Sequence[str]) -> Network:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with files.fetched(path) as local:
+        session = onnxruntime.InferenceSession(str(local), providers=["CPUExecutionProvider"])
     meta = session.get_modelmeta().custom_metadata_map
+    outputs = {output.name: output.shape for output in session.get_outputs()}
+    known = json.loads(meta.get("tokens", "[]"))
+    for name in tokens:
+        if name not in known:
+            msg = f"{path}: the network has no class token {name!r}; {nearest(name, known)}"
+            raise ConfigError(msg)
+    latents = ["latent" if name == known[0] else f"latent_{name}" for name in tokens] or ["latent"]
+    logits = "log_scores" if "log_scores" in outputs else "scores"  # files of earlier versions have scores only
 
     def run(inputs: Mapping[str, Floats]) -> tuple[Floats, Floats]:
-        scores, latent = session.run(["scores", "latent"], dict(inputs))
-        return np.log(np.maximum(scores, np.finfo(np.float32).tiny)), latent
+        found, *parts = session.run([logits, *latents], dict(inputs))
+        if logits == "scores":
+            found = np.log(np.maximum(found, np.finfo(np.float32).tiny))
+        return found, np.concatenate(parts, axis=1)
 
-    width = session.get_outputs()[1].shape[1]
+    width = sum(outputs[name][1] for name in latents)
     inputs = tuple(value.name for value in session.get_inputs())
     data = load_data_config(config.parse_yaml(meta["data_yaml"], f"data YAML in {path}"), known=None)
     data = choose_inputs(data, inputs)

@@ -8,6 +8,7 @@ class is an error, because a sum over the rest would be another discriminant und
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from jetfoundry.errors import ConfigError, InputError, nearest
 from jetfoundry.evaluate.metrics import Floats, log_sum_exp, require_finite
 from jetfoundry.labels import CLASSES, FAMILIES, GROUPS, INDEX, select_classes
 
-__all__ = ["SIGNALS", "Discriminant", "discriminant", "group_outputs", "outputs", "parse", "resolve"]
+__all__ = ["SIGNALS", "Discriminant", "combine", "discriminant", "group_outputs", "outputs", "parse", "resolve"]
 
 SIGNALS: dict[str, dict[str, float]] = {
     "W bump": {"X_cs": 1.0},
@@ -89,19 +90,44 @@ def resolve(
     """Look all names up in `classes`; ConfigError for unknown names, overlapping sides or unusable weights."""
     name = f"{signal} vs {background}"
     terms = SIGNALS.get(signal) if signal not in classes else None
-    factors: dict[int, float] = {}
-    for names, weight in (terms or {signal: 1.0}).items():
-        factors |= dict.fromkeys(outputs(names, classes), weight)
+    found = combine(name, terms or {signal: 1.0}, (background,), classes)
+    factors = dict(zip(found.signal, found.weights, strict=True))
     for names, weight in (weights or {}).items():
         weighted = outputs(names, classes)
-        if not set(weighted) <= set(factors) or not weight > 0:
+        if not set(weighted) <= set(factors) or not 0 < weight < math.inf:
             msg = f"discriminant {name!r}: weight {names}: {weight}: wanted a number > 0 for a part of {signal}"
             raise ConfigError(msg)
         factors |= dict.fromkeys(weighted, weight)
-    against = outputs(background, classes)
-    if both := sorted(set(factors) & set(against)):
-        msg = f"discriminant {name!r}: {', '.join(classes[i] for i in both)} stands on both sides"
-        raise ConfigError(msg)
+    return dataclasses.replace(found, weights=tuple(factors.values()))
+
+
+def combine(name: str, terms: Mapping[str, float], background: Sequence[str], classes: Sequence[str]) -> Discriminant:
+    """The discriminant with g_A = sum of the `terms` (class, group or family names -> weight), looked up in `classes`.
+
+    ConfigError, with the discriminant's name in it, for unknown names, a weight that is not > 0, a class in two terms
+    or on both sides.
+    """
+    factors: dict[int, float] = {}
+    try:
+        for names, weight in terms.items():
+            found = outputs(names, classes)
+            if not 0 < weight < math.inf:
+                msg = f"weight {weight} of {names}: wanted a number > 0"
+                raise ConfigError(msg)
+            if twice := [classes[i] for i in found if i in factors]:
+                msg = f"{', '.join(twice)} stands in two terms of the signal"
+                raise ConfigError(msg)
+            factors |= dict.fromkeys(found, weight)
+        against = tuple(i for names in background for i in outputs(names, classes))
+        if twice := sorted({classes[i] for i in against if against.count(i) > 1}):
+            msg = f"{', '.join(twice)} stands twice in the background"
+            raise ConfigError(msg)
+        if both := sorted(set(factors) & set(against)):
+            msg = f"{', '.join(classes[i] for i in both)} stands on both sides"
+            raise ConfigError(msg)
+    except ConfigError as error:
+        msg = f"discriminant {name!r}: {error}"
+        raise ConfigError(msg) from error
     return Discriminant(name, tuple(factors), against, tuple(factors.values()))
 
 
@@ -124,13 +150,19 @@ def outputs(names: str, classes: Sequence[str]) -> tuple[int, ...]:
         if lacking:
             which = f"all of group {name!r}" if members else f"output {name!r}"
             shown = f" (lacks {', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''})" if members else ""
-            msg = f"the model has not {which}{shown}, it has {len(classes)} outputs; {nearest(name, classes)}"
+            msg = f"the model has not {which}{shown}, it has {len(classes)} outputs; {nearest(name, _known(classes))}"
             raise ConfigError(msg)
         found.extend(position[member] for member in members)
     if len(set(found)) != len(found):
         msg = f"{names!r} names these classes twice: {', '.join(classes[i] for i in found if found.count(i) > 1)}"
         raise ConfigError(msg)
     return tuple(found)
+
+
+def _known(classes: Sequence[str]) -> list[str]:
+    """What a name may be: an output, or a group or family of which the model has all."""
+    whole = [name for name, members in (GROUPS | FAMILIES).items() if {CLASSES[i] for i in members} <= set(classes)]
+    return [*classes, *whole]
 
 
 def group_outputs(

@@ -37,7 +37,7 @@ def write(folder: str | Path, features: str = "") -> Path:
 
     Raises InputError if there is no manifest, or a sidecar or shard that it names cannot be read.
     """
-    root = Path(folder)
+    root = files.place(folder)
     manifest = shards.read_manifest(root, _KEYS)
     manifest.setdefault("classes", list(CLASSES))  # not there in manifests of older versions
     families = families_of(manifest["classes"])
@@ -143,7 +143,7 @@ def _sample_jets(root: Path, columns: list[str]) -> Iterator[pa.Table]:
 
 
 def _mixing(root: Path, manifest: Mapping[str, Any]) -> Section:
-    sidecars = [files.read_json(path) for path in sorted((root / "units").glob("*.json"))]
+    sidecars = files.for_each(files.read_json, sorted((root / "units").glob("*.json")), root)
     records = [record for sidecar in sidecars for record in sidecar["shards"]]
     counts = np.array([record["class_counts"] for record in records], np.int64)
     total = counts.sum(axis=0)

@@ -43,6 +43,7 @@ COLOURS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip
 
+_LEGEND_INSIDE = 6  # curves
 _FONT = ["TeX Gyre Heros", "DejaVu Sans"]  # the first is what the experiments print in; mplhep brings it
 
 _PANELS: dict[str, dict[str, str]] = {
@@ -143,6 +144,29 @@ def roc(curves: Mapping[str, RocCurve], sample: str = "", signal: str = "signal"
     axes.set_xlabel(f"{signal} efficiency")
     axes.set_ylabel(f"{background or 'background'} efficiency")
     _legend(axes)
+    styled(axes, sample)
+    return finished(figure)
+
+
+def data_efficiency(
+    curves: Mapping[str, Sequence[tuple[float, float, float | None]]], figure_name: str, sample: str = ""
+) -> Figure:
+    """A figure against the number of training jets (log), from points (jets, value, error or None) by curve."""
+    many = len(curves) > _LEGEND_INSIDE
+    figure = _figure(8.0 if many else 5.2, 4.6)
+    axes = figure.add_subplot()
+    for i, (name, points) in enumerate(curves.items()):
+        jets, values = (np.array(column, np.float64) for column in list(zip(*points, strict=True))[:2])
+        errors = np.array([0.0 if error is None else error for _, _, error in points])
+        style = "-" if i < len(COLOURS) else "--"
+        colour = COLOURS[i % len(COLOURS)]
+        axes.errorbar(
+            jets, values, errors, color=colour, linestyle=style, marker="o", markersize=4, capsize=2, label=name
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("training jets")
+    axes.set_ylabel(figure_name)
+    _legend(axes, beside=many)
     styled(axes, sample)
     return finished(figure)
 
@@ -279,9 +303,10 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, *, beside: bool = False) -> None:
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=10)
+        where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}
+        axes.legend(frameon=False, fontsize=10, **where)
 
 
 def styled(axes: Axes, sample: str) -> None:

@@ -43,7 +43,7 @@ _CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: #f4f6f8; color: var(--ink);
        font: 16px/1.55 "Source Sans 3", "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 3rem 3rem; background: #fff; min-height: 100vh;
+main { max-width: 72rem; margin: 0 auto; padding: 2.5rem 3rem 3rem; background: #fff; min-height: 100vh;
        border-left: 1px solid var(--line); border-right: 1px solid var(--line); }
 header { border-bottom: 3px solid var(--accent); padding-bottom: .9rem; margin-bottom: 1.2rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0; }
@@ -59,9 +59,12 @@ table { border-collapse: collapse; font-size: .93rem; margin: .8rem 0; font-vari
 th { text-align: left; font-weight: 600; border-bottom: 2px solid var(--ink); padding: .3rem .9rem .3rem 0;
      vertical-align: bottom; }
 td { border-bottom: 1px solid var(--line); padding: .28rem .9rem .28rem 0; vertical-align: top;
-     overflow-wrap: anywhere; }
-th.n, td.n { text-align: right; padding: .28rem 0 .28rem .9rem; white-space: nowrap; }
+     overflow-wrap: break-word; }
+th.n, td.n { text-align: right; padding: .28rem 0 .28rem .9rem; }
+td.n { white-space: nowrap; }
 th.n + th:not(.n), td.n + td:not(.n) { padding-left: 1.8rem; }
+section:not(:has(h2)) { margin-top: .6rem; }
+summary { cursor: pointer; color: var(--accent); }
 .figures { display: flex; flex-wrap: wrap; gap: 1.2rem 2rem; align-items: flex-start; margin: 1rem 0; }
 figure { margin: 0; max-width: 100%; }
 figure img { display: block; max-width: 100%; height: auto; }
@@ -69,6 +72,7 @@ figcaption { color: var(--soft); font-size: .9rem; line-height: 1.4; margin-top:
 footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem; color: var(--soft); }
 footer h2 { color: var(--soft); font-size: 1.05rem; }
 footer table { font-size: .85rem; }
+footer td { overflow-wrap: anywhere; }
 @media (max-width: 50rem) { main { padding: 1.2rem; border: 0; } }
 @media print { body { background: #fff; } main { border: 0; padding: 0; max-width: none; } nav { display: none; }
                figure, tr { break-inside: avoid; } }
@@ -77,18 +81,21 @@ footer table { font-size: .85rem; }
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """One heading of a report: paragraphs (separated by blank lines), a table, figures as (caption, PNG bytes)."""
+    """One heading of a report: paragraphs (separated by blank lines), a table, figures as (caption, PNG bytes).
+
+    Without a title it goes on with the section above. A table that is `folded` shows this text until it is opened."""
 
     title: str
     text: str = ""
     table: Rows | None = None
     figures: Sequence[tuple[str, bytes]] = ()
+    folded: str = ""
 
 
 def render(title: str, subtitle: str, sections: Sequence[Section], provenance: Mapping[str, Any]) -> str:
     """The whole page. All texts are escaped; `provenance` (nested mappings allowed) closes it as a table."""
     ids = [f"s{i}" for i in range(1, len(sections) + 1)]
-    links = "\n".join(f'<a href="#{i}">{_text(s.title)}</a>' for i, s in zip(ids, sections, strict=True))
+    links = "\n".join(f'<a href="#{i}">{_text(s.title)}</a>' for i, s in zip(ids, sections, strict=True) if s.title)
     body = "\n".join(_section(section, i) for i, section in zip(ids, sections, strict=True))
     origin = [{"what": key, "value": str(_inline(value))} for key, value in _flat(provenance)]
     return f"""<!DOCTYPE html>
@@ -115,10 +122,12 @@ def render(title: str, subtitle: str, sections: Sequence[Section], provenance: M
 
 
 def _section(section: Section, anchor: str) -> str:
-    parts = [f'<section id="{anchor}">', f"<h2>{_text(section.title)}</h2>"]
+    parts = [f'<section id="{anchor}">', f"<h2>{_text(section.title)}</h2>" if section.title else ""]
     parts += [f"<p>{_text(paragraph)}</p>" for paragraph in section.text.split("\n\n") if paragraph.strip()]
     if section.table:
-        parts.append(_table(section.table))
+        table = _table(section.table)
+        folded = f"<details><summary>{_text(section.folded)}</summary>\n{table}</details>"
+        parts.append(folded if section.folded else table)
     if section.figures:
         parts += ['<div class="figures">', *(_figure(caption, data) for caption, data in section.figures), "</div>"]
     return "\n".join([*parts, "</section>"])
@@ -177,7 +186,7 @@ def build_report(run_folder: str | Path, sections: Sequence[Section] = (), sampl
     `metrics.jsonl`, `plots/*.png`, `config.yaml`. `sample` says what the jets are and stands on the plots and below
     the title. Raises InputError for a folder that does not exist or a damaged `summary.json`.
     """
-    folder = Path(run_folder)
+    folder = files.place(run_folder)
     if not folder.is_dir():
         msg = f"{folder}: wanted a run folder, there is none"
         raise InputError(msg)

@@ -46,13 +46,13 @@ def check(cfg: SimulateConfig) -> dict[str, Any]:
 
     Raises ConfigError if Pythia or FastJet are missing or a setting is wrong, InputError for a bad reference.
     """
-    folder = Path(cfg.output) / "check"
+    folder = files.place(cfg.output) / "check"
     return write_check(folder, cfg, measure(cfg, cfg.reference, Sizes()))
 
 
 def write_check(folder: str | Path, cfg: SimulateConfig, measured: Measured) -> dict[str, Any]:
     """Write page, plots and summary of what was measured into `folder`; returns the summary."""
-    folder = Path(folder)
+    folder = files.place(folder)
     sample = sample_text(cfg.mode)
     sections = [_gates_section(measured), _multiplicity_section(measured), _tagging_section(measured)]
     if measured.replay is not None:

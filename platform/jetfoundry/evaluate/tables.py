@@ -24,7 +24,7 @@ __all__ = [
     "terminal_table",
 ]
 
-_FIGURE = re.compile(r"–|nan|[<>~±+\- ]*\d[\d.,]*(e[+-]?\d+)?%?( .*)?")
+_FIGURE = re.compile(r"–|nan|bound|[▲▼≈?<>~±+\- ]*\d[\d.,]*(e[+-]?\d+)?%?( .*)?")
 
 Rows = Sequence[Mapping[str, Any]]
 

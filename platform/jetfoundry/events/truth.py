@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from jetfoundry.events.jets import delta_r
 from jetfoundry.events.record import Events
-from jetfoundry.labels import CLASSES, INDEX
+from jetfoundry.labels import CLASSES, INDEX, UNSEEN
 
 __all__ = [
     "LETTERS",
@@ -66,8 +66,8 @@ _FROM_CHARGED = _CODE["ev"] - _CODE["e"]
 def _lookup(prefix: str) -> tuple[Array, Array]:
     """Sorted set keys of all classes with this prefix, and their indices."""
     rows = sorted(
-        (sum(int(_POWERS[_CODE[word]]) for word in _WORD.findall(name.removeprefix(prefix))), INDEX[name])
-        for name in CLASSES
+        (sum(int(_POWERS[_CODE[word]]) for word in _WORD.findall(name.removeprefix(prefix))), index)
+        for index, name in enumerate((*CLASSES, *UNSEEN))
         if name.startswith(prefix) and (prefix == "X_YY_" or not name.startswith("X_YY_"))
     )
     return np.array([key for key, _ in rows]), np.array([index for _, index in rows])
@@ -104,9 +104,9 @@ class Resonances:
 
 
 def label_resonance(
-    prongs: Prongs, jet_event: Array, jet_eta: Array, jet_phi: Array, radius: float
+    prongs: Prongs, jet_event: Array, jet_eta: Array, jet_phi: Array, radius: float, *, unseen: bool = False
 ) -> tuple[Array, Array]:
-    """Class and candidate of J jets, both -1 where no candidate of the event gives a class."""
+    """Class and candidate of J jets, both -1 where no candidate of the event gives a class (see `class_of`)."""
     label, chosen = np.full(len(jet_event), -1), np.full(len(jet_event), -1)
     first = np.searchsorted(prongs.event, jet_event)
     count = np.searchsorted(prongs.event, jet_event, side="right") - first
@@ -116,16 +116,20 @@ def label_resonance(
         letter = prongs.letter[candidate]
         axis = jet_eta[open_jets, None], jet_phi[open_jets, None]
         match = delta_r(prongs.eta[candidate], prongs.phi[candidate], *axis) < radius
-        found = class_of(letter, match, prongs.cascade[candidate])
+        found = class_of(letter, match, prongs.cascade[candidate], unseen=unseen)
         label[open_jets] = found
         chosen[open_jets] = np.where(found >= 0, candidate, -1)
     return label, chosen
 
 
-def class_of(letter: Array, match: Array, cascade: Array) -> Array:
-    """Class (n,) of candidates whose prongs have letter codes (n, 4) and are matched (n, 4); -1 where there is none."""
+def class_of(letter: Array, match: Array, cascade: Array, *, unseen: bool = False) -> Array:
+    """Class (n,) of candidates whose prongs have letter codes (n, 4) and are matched (n, 4); -1 where there is none.
+
+    With `unseen`, decays of `labels.UNSEEN` have the numbers after the 188 classes; else they have none.
+    """
     key = np.where(match & (letter >= 0), _POWERS[letter], 0).sum(axis=1)
-    return np.where(cascade, _find(key, *_FOUR_PRONG), _find(key, *_TWO_PRONG))
+    found = np.where(cascade, _find(key, *_FOUR_PRONG), _find(key, *_TWO_PRONG))
+    return found if unseen else np.where(found < len(CLASSES), found, -1)
 
 
 def parton_letters(pid: Array) -> Array:

@@ -52,11 +52,17 @@ class JetTruth:
 
 
 def resonance_truth(
-    events: Events, jets: Jets, radius: float, resonances: Sequence[int] = truth.RESONANCES
+    events: Events,
+    jets: Jets,
+    radius: float,
+    resonances: Sequence[int] = truth.RESONANCES,
+    *,
+    unseen: bool = False,
 ) -> JetTruth:
-    """Label jets by the resonances of their event; `resonances` are the |PDG ids| of X and Y."""
+    """Label jets by the resonances of their event; `resonances` are the |PDG ids| of X and Y, `unseen` as in
+    `truth.class_of`."""
     found = truth.find_resonances(events, resonances)
-    label, candidate = truth.label_resonance(found.prongs, jets.event, jets.eta, jets.phi, radius)
+    label, candidate = truth.label_resonance(found.prongs, jets.event, jets.eta, jets.phi, radius, unseen=unseen)
     owner = np.flatnonzero(candidate >= 0)
     chosen = candidate[owner]
     product, tau = _ordered_pair(events, found, jets, owner, chosen)

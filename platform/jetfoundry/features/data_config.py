@@ -17,6 +17,8 @@ from jetfoundry.schema import COLUMNS
 
 __all__ = ["KNOWN_COLUMNS", "InputGroup", "InputVariable", "Labels", "Sections", "Weights"]
 
+_LONGEST_CHAIN = 200  # variables that need one another; Python's own stack ends at some thousand
+
 KNOWN_COLUMNS: frozenset[str] = frozenset({column.name for column in COLUMNS} | {"source_file", "source_entry"})
 """Columns of a shard: JetClass-II's 54 and the two of provenance that ingest adds."""
 
@@ -204,6 +206,8 @@ class Sections:
                 self.formulas[name].fail("needs itself: " + " -> ".join([*path[path.index(name) :], name]))
             if name in done:
                 return
+            if len(path) > _LONGEST_CHAIN:
+                self.formulas[path[0]].fail(f"needs more than {_LONGEST_CHAIN} variables one after the other")
             if name in self.formulas:
                 for inner in sorted(self.formulas[name].names):
                     visit(inner, (*path, name))

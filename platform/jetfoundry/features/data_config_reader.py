@@ -25,6 +25,7 @@ from jetfoundry import config
 from jetfoundry.errors import ConfigError, nearest
 from jetfoundry.features.data_config import InputGroup, InputVariable, Labels, Sections, Weights
 from jetfoundry.features.expressions import Formula, compile_formula
+from jetfoundry.features.list_functions import LONGEST_LIST
 from jetfoundry.labels import label_scheme
 
 __all__ = ["read"]
@@ -60,7 +61,9 @@ def read(cls: type[S], source: str | Path | Mapping[str, Any], known: Collection
     params, fraction = reader.preprocess(tree.get("preprocess"))
     sections = cls(
         where=reader.where,
-        hash=hashlib.sha256(json.dumps([tree, scheme], sort_keys=True, default=str).encode()).hexdigest()[:12],
+        hash=hashlib.sha256(
+            json.dumps(config.to_dict([tree, scheme]), sort_keys=True, default=str).encode()
+        ).hexdigest()[:12],
         treename=tree.get("treename"),
         selection=reader.formula(tree.get("selection"), "selection"),
         test_time_selection=reader.formula(tree.get("test_time_selection"), "test_time_selection"),
@@ -165,12 +168,15 @@ class _Reader:
         if not isinstance(value, Mapping) or not value:
             self.fail("inputs", f"wanted a mapping of input names, got {value!r}")
         found = {}
-        for name, raw in value.items():
+        for name, raw in ((str(name), raw) for name, raw in value.items()):
             key = f"inputs.{name}"
             tree = self.mapping(raw, key, ("length", "pad_mode", "vars"))
             length, mode = tree.get("length"), str(tree.get("pad_mode", "constant")).lower()
-            if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
-                self.fail(f"{key}.length", f"wanted a whole number above 0 or null, got {length!r}")
+            whole = isinstance(length, int) and not isinstance(length, bool) and 1 <= length <= LONGEST_LIST
+            if length is not None and not whole:
+                self.fail(
+                    f"{key}.length", f"wanted a whole number above 0, at most {LONGEST_LIST}, or null, got {length!r}"
+                )
             if mode not in ("constant", "wrap"):
                 self.fail(f"{key}.pad_mode", f"wanted constant or wrap, got {mode!r}")
             if name.endswith("_mask") and mode == "wrap":
@@ -179,7 +185,7 @@ class _Reader:
             if not isinstance(entries, list) or not entries:
                 self.fail(f"{key}.vars", f"wanted a list of variables, got {entries!r}")
             variables = tuple(self.variable(entry, f"{key}.vars", params) for entry in entries)
-            found[str(name)] = InputGroup(name=str(name), length=length, pad_mode=mode, variables=variables)
+            found[name] = InputGroup(name=name, length=length, pad_mode=mode, variables=variables)
         return found
 
     def variable(self, entry: Any, key: str, params: Mapping[str, Any]) -> InputVariable:

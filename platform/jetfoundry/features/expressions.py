@@ -62,7 +62,9 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 _LONGEST_FORMULA = 20_000  # characters; keeps hostile nesting away from the parser
 _SHOWN = 200  # characters of a formula in an error message
-_LARGEST_EXPONENT = 64  # of a constant to a constant: 9**9**9 would not end
+_LARGEST_EXPONENT = 64  # of a constant to a constant, or shift: 9**9**9 would not end
+_LARGEST_POWER = 64  # parts of a power of constants, which is computed when the formula is read
+_LARGEST_INTEGER = 2**63 - 1
 
 _HINTS: dict[type[ast.AST], str] = {
     ast.BoolOp: "write & and | with brackets around each comparison instead of `and` and `or`",
@@ -140,10 +142,10 @@ def _check(node: ast.AST) -> Iterator[str]:
             return
         case ast.BinOp(left=left, op=op, right=right):
             _check_operator(op)
-            if isinstance(op, ast.Pow):
-                _check_power(node)
             yield from _check(left)
             yield from _check(right)
+            if isinstance(op, ast.Pow | ast.LShift):  # what is inside is checked by now
+                _check_power(node)
         case ast.UnaryOp(op=op, operand=operand):
             _check_operator(op)
             yield from _check(operand)
@@ -207,8 +209,12 @@ def _check_operator(op: ast.AST) -> None:
 
 
 def _check_power(node: ast.BinOp) -> None:
-    if any(isinstance(part, ast.Name | ast.Call) for part in ast.walk(node)):
+    parts = list(itertools.islice(ast.walk(node), _LARGEST_POWER))
+    if any(isinstance(part, ast.Name | ast.Call) for part in parts):
         return
+    if len(parts) == _LARGEST_POWER:
+        msg = f"a power of constants with {_LARGEST_POWER} parts and more is refused"
+        raise FormulaError(msg)
     base, exponent = _constant(node.left), _constant(node.right)
     if abs(exponent) > _LARGEST_EXPONENT or abs(base) > 1e9 or (base < 0 and not exponent.is_integer()):
         msg = f"constant power {ast.unparse(node)!r} is too large or not a real number"
@@ -216,8 +222,12 @@ def _check_power(node: ast.BinOp) -> None:
 
 
 def _constant(node: ast.expr) -> float:
-    tuple(_check(node))  # inner powers first
     return float(_value(node, {}))
+
+
+def _bounded(value: Any) -> Any:
+    """A constant; Python's integers grow without end, NumPy has 64 bits: what does not fit is a float."""
+    return float(value) if isinstance(value, int) and abs(value) > _LARGEST_INTEGER else value
 
 
 def _check_arguments(name: str, args: list[ast.expr], keywords: list[ast.keyword]) -> None:
@@ -271,13 +281,17 @@ def evaluate(formula: Formula, columns: Mapping[str, Jagged | Array]) -> Jagged 
         formula.fail(error, InputError)
     except (ArithmeticError, FormulaError, RecursionError, TypeError, ValueError) as error:
         formula.fail(error)
-    return value if isinstance(value, Jagged) else np.asanyarray(value)
+    found = value if isinstance(value, Jagged) else np.asanyarray(value)
+    kind = found.values.dtype if isinstance(found, Jagged) else found.dtype
+    if kind.kind not in "biuf":
+        formula.fail(f"gives values of type {kind}, wanted numbers")
+    return found
 
 
 def _value(node: ast.AST, columns: Mapping[str, Any]) -> Any:
     match node:
         case ast.Constant(value=value):
-            return value
+            return _bounded(value)
         case ast.Name(id=name):
             if name not in columns:
                 msg = f"unknown name {name!r}; {nearest(name, columns)}"
@@ -316,7 +330,7 @@ def _value(node: ast.AST, columns: Mapping[str, Any]) -> Any:
 
 def _binary(op: ast.operator, left: Any, right: Any) -> Any:
     try:
-        return elementwise(_OPERATORS[type(op)], left, right)
+        return _bounded(elementwise(_OPERATORS[type(op)], left, right))
     except TypeError as error:
         if not isinstance(op, ast.BitAnd | ast.BitOr | ast.BitXor):
             raise

@@ -98,12 +98,12 @@ def _stack(parts: Any, axis: Any = 0) -> Array:
 
 def _as_type(x: Any, to: Any) -> Any:
     try:
-        kind = np.dtype(to)
+        kind = np.dtype(to) if isinstance(to, str | np.dtype) else np.dtype(object)
     except TypeError as error:
         msg = f"values_astype: no type {to!r}"
         raise FormulaError(msg) from error
     if kind.kind not in "biuf":
-        msg = f"values_astype: wanted a type of numbers, got {to!r}"
+        msg = f"values_astype: wanted a type of numbers like 'float32', got {str(to)[:40]!r}"
         raise FormulaError(msg)
     return elementwise(lambda values: np.asarray(values).astype(kind), x)
 
@@ -121,6 +121,10 @@ def _clip(x: Any, low: Any = None, high: Any = None, **bounds: Any) -> Any:
 
 def _nan_to_num(x: Any, nan: Any = 0.0, posinf: Any = None, neginf: Any = None) -> Any:
     return elementwise(lambda values: np.nan_to_num(values, nan=nan, posinf=posinf, neginf=neginf), x)
+
+
+def _to_numpy(x: Any) -> Any:
+    return x if isinstance(x, Jagged) else np.asanyarray(x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +148,7 @@ FUNCTIONS: dict[str, Function] = {
     "_clip": Function(_clip, 3, 3, ("a_min", "a_max")),  # weaver's own name, reachable from its formulas
     "nan_to_num": Function(_nan_to_num, 1, 4, ("nan", "posinf", "neginf")),
     "where": _elementwise(_where, 3),
-    "to_numpy": Function(lambda x: x, 1, 1),  # weaver's label formulas wrap jet quantities in it
+    "to_numpy": Function(_to_numpy, 1, 1),  # weaver's label formulas wrap jet quantities in it
     "full_like": Function(_full_like, 2, 2, ("fill_value",)),
     "values_astype": Function(_as_type, 2, 2, ("to",)),
     **{name: Function(reduction(name), 1, 3, ("axis", "keepdims")) for name in REDUCTIONS},

@@ -20,7 +20,10 @@ import numpy.typing as npt
 from jetfoundry.errors import FormulaError, InputError
 from jetfoundry.features.jagged import Array, Jagged, after, same_offsets
 
-__all__ = ["LIST_FUNCTIONS", "as_lists", "missing", "part", "pick"]
+__all__ = ["LIST_FUNCTIONS", "LONGEST_LIST", "as_lists", "missing", "part", "pick"]
+
+LONGEST_LIST = 10_000
+"""Particles of a jet that a formula may make or an input may ask for, at most: no slip shall fill the memory."""
 
 
 def missing(values: Array, mask: Array) -> Array:
@@ -142,9 +145,17 @@ def _at(values: Array, where: Array, empty: Array) -> Array:
     return missing(found, hidden)
 
 
+def _length(target: Any, what: str) -> int:
+    """`target`, the particles that each jet shall have."""
+    if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target <= LONGEST_LIST:
+        msg = f"{what}: wanted a whole number of particles, at most {LONGEST_LIST}"
+        raise FormulaError(msg)
+    return target
+
+
 def _pad_none(x: Any, target: Any, axis: Any = None, clip: Any = False) -> Jagged:
     _axis(axis, "pad_none", 1)
-    x = as_lists(x, "pad_none")
+    x, target = as_lists(x, "pad_none"), _length(target, "pad_none")
     counts = np.full_like(x.counts, target) if clip else np.maximum(x.counts, target)
     new = after(counts)
     place = np.arange(new[-1]) - np.repeat(new[:-1], counts)
@@ -155,7 +166,7 @@ def _pad_none(x: Any, target: Any, axis: Any = None, clip: Any = False) -> Jagge
 def _fill_none(x: Any, value: Any, axis: Any = None) -> Any:
     values = x.values if isinstance(x, Jagged) else x
     if not isinstance(values, np.ma.MaskedArray):
-        return x
+        return x if isinstance(x, Jagged) else np.asanyarray(x)
     kind = np.result_type(values.dtype, np.asarray(value).dtype)
     filled = np.where(np.ma.getmaskarray(values), value, np.ma.getdata(values)).astype(kind)
     return Jagged(filled, x.offsets) if isinstance(x, Jagged) else filled
@@ -174,6 +185,9 @@ def _concatenate(parts: Any, axis: Any = 0) -> Jagged:
         msg = f"concatenate: wanted lists of the same jets, got {len(lists)} parts with other numbers of jets"
         raise InputError(msg)
     new = after(np.sum([x.counts for x in lists], axis=0))
+    if np.diff(new).max(initial=0) > LONGEST_LIST:  # variables of variables would double it again and again
+        msg = f"concatenate: more than {LONGEST_LIST} particles in jet row {np.diff(new).argmax()}"
+        raise FormulaError(msg)
     values = np.empty(new[-1], np.result_type(*(x.values.dtype for x in lists)))
     begin = new[:-1].copy()
     for x in lists:
@@ -194,7 +208,7 @@ def _pad(x: Any, maxlen: Any, value: Any = 0) -> Jagged:
 
 def _repeat_pad(x: Any, maxlen: Any) -> Jagged:
     x = _singles(x)
-    slots = np.arange(maxlen)
+    slots = np.arange(_length(maxlen, "_repeat_pad"))
     places = x.offsets[:-1, None] + slots % np.maximum(x.counts, 1)[:, None]
     values = _at(x.values, places.ravel(), np.repeat(x.counts == 0, maxlen))
     return Jagged(np.ma.filled(values, 0).astype(np.float32), np.arange(len(x) + 1) * maxlen)

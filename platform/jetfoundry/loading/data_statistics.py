@@ -77,10 +77,10 @@ def complete(
     if not auto and not measure:
         return _text(source)
     key = json.dumps([data.hash, shards.manifest_hash, shards.split, measure, skip_empty])
-    kept = Path(shards.folder) / "auto" if is_shard_folder(str(shards.folder)) else None
+    kept = files.place(shards.folder) / "auto" if is_shard_folder(str(shards.folder)) else None
     path = kept / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.auto.yaml" if kept else None
     if path and path.exists():
-        return path.read_text(encoding="utf-8")
+        return files.read_text(path)
     tree = copy.deepcopy(dict(source) if isinstance(source, Mapping) else config.load_yaml(source))
     if auto:
         tree["preprocess"] = {**(tree.get("preprocess") or {}), "params": _params(data, _measure(data, shards, auto))}
@@ -90,15 +90,15 @@ def complete(
     try:
         if path:
             files.write_text(path, text)
-    except OSError as error:  # a folder of somebody else, say
-        log.warning("%s: not kept for the next run: %s", path, error.strerror or error)
+    except (OSError, InputError) as error:  # a folder of somebody else, say
+        log.warning("%s: not kept for the next run: %s", path, getattr(error, "strerror", None) or error)
     return text
 
 
 def _text(source: str | Path | Mapping[str, Any]) -> str:
     if isinstance(source, Mapping):
         return config.dump_yaml(dict(source))
-    return Path(source).read_text(encoding="utf-8")
+    return files.read_text(source)
 
 
 def _measure(data: DataConfig, shards: JetSet, names: list[str]) -> dict[str, tuple[float, float]]:

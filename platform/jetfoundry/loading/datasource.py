@@ -19,6 +19,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from jetfoundry.data.inventory import Inventory, Source, expand, take_inventory
+from jetfoundry.data.layouts import JETCLASS2, Layout
 from jetfoundry.data.root import PROVENANCE, jet_schema, open_jets
 from jetfoundry.errors import InputError
 
@@ -30,15 +31,23 @@ _PROVENANCE_NAMES = tuple(field.name for field in PROVENANCE)
 class JetDatasource(Datasource):
     """Read tasks over entry ranges of the files of an inventory.
 
-    `columns`: JetClass-II columns to read (None = all); `entries`: aim for the jets of one read task, `block`: jets
-    of one yielded table. Blocks have `jet_schema(columns)`, with `source_file` an index into `inventory.sources`.
+    `columns`: those of `layout` to read (None = all); `entries`: aim for the jets of one read task, `block`: jets of
+    one yielded table. Blocks have `jet_schema(columns, layout)`; `source_file` is an index into `inventory.sources`.
     """
 
-    def __init__(self, inventory: Inventory, columns: Sequence[str] | None, *, entries: int, block: int) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        columns: Sequence[str] | None,
+        *,
+        entries: int = 5000,
+        block: int = 1000,
+        layout: Layout = JETCLASS2,
+    ) -> None:
         super().__init__()
         self._projection_map = None  # read by Ray's projection push-down, which does not set it
-        self._schema = jet_schema(columns)
-        self._block = block
+        self._schema = jet_schema(columns, layout)
+        self._block, self._layout = block, layout
         self._ranges = [
             (index, source, start, stop)
             for index, source in enumerate(inventory.sources)
@@ -62,7 +71,7 @@ class JetDatasource(Datasource):
         wanted = self._schema.names if names is None else [name for name in self._schema.names if name in names]
         return [
             ReadTask(
-                _Read(source, index, start, stop, tuple(wanted), self._block),
+                _Read(source, index, start, stop, tuple(wanted), self._block, self._layout),
                 BlockMetadata(
                     num_rows=stop - start,
                     size_bytes=_size(source, stop - start),
@@ -105,13 +114,15 @@ class _Read:
     stop: int
     names: tuple[str, ...]
     block: int
+    layout: Layout
 
     def __call__(self) -> Iterable[pa.Table]:
         return self._tables()
 
     def _tables(self) -> Iterator[pa.Table]:
         columns = [name for name in self.names if name not in _PROVENANCE_NAMES]
-        with open_jets(self.source.path, tree=self.source.tree, file_index=self.index) as reader:
+        how: dict[str, Any] = {"tree": self.source.tree, "file_index": self.index, "layout": self.layout}
+        with open_jets(self.source.path, **how) as reader:
             # Read a whole range of clusters at once, hand it out in small blocks: a basket is decoded once.
             table = reader.read(self.start, self.stop, columns).select(list(self.names))
         for offset in range(0, table.num_rows, self.block):

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jetfoundry import config
+from jetfoundry import config, files, remote
 from jetfoundry.data.inventory import Source, expand, take_inventory
 from jetfoundry.data.layouts import JETCLASS2, Layout
 from jetfoundry.data.pages import read_columns
@@ -94,15 +93,17 @@ JetSet: TypeAlias = ShardSet | JetFiles
 
 def is_shard_folder(data: str) -> bool:
     """Whether `data` is, or should be, a folder made by an ingest rather than files of jets."""
-    path = Path(data)
+    if remote.is_url(data) and _is_pattern(data):
+        return False  # of which no place can be made
+    path = files.place(data)
     if any((path / name).exists() for name in ("manifest.json", "plan.json")):
         return True
-    return not (
-        path.is_file()
-        or any(sign in data for sign in "*?[ ,:")
-        or any(path.glob("*.root"))
-        or any(path.glob("*.parquet"))
-    )
+    return not (path.is_file() or _is_pattern(data) or any(path.glob("*.root")) or any(path.glob("*.parquet")))
+
+
+def _is_pattern(data: str) -> bool:
+    """Whether it has signs of a pattern, a list or a group; the colon of a URL's protocol is none."""
+    return any(sign in data.replace("://", "", 1) for sign in "*?[ ,:")
 
 
 def open_jet_set(

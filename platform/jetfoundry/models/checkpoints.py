@@ -140,7 +140,7 @@ def load_model(
 
     Raises CheckpointError naming the file and what is wrong with it.
     """
-    path = Path(path)
+    path = files.place(path)
     state = read_archive(path)
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
@@ -265,12 +265,13 @@ def _check_plain(value: Any, where: str) -> None:
 def read_archive(path: str | Path) -> Any:
     """Verify and read a torch archive of tensors and plain values, onto the CPU."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            msg = f"{path}: damaged: wrong checksum of {damaged!r}"
-            raise CheckpointError(msg)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with files.fetched(path) as local:
+            with zipfile.ZipFile(local) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                msg = f"{path}: damaged: wrong checksum of {damaged!r}"
+                raise CheckpointError(msg)
+            return torch.load(local, map_location="cpu", weights_only=True)
     except OSError as error:
         msg = f"cannot read {path}: {error.strerror or error}"
         raise CheckpointError(msg) from error

@@ -2,7 +2,8 @@
 
 Inputs are the network's (`model.inputs`) by their names in the data YAML, for example `pf_features` (B, F, P),
 `pf_vectors` (B, 4, P) in GeV and `pf_mask` (B, 1, P), all float32, mask 1 for real particles; outputs are `scores`
-(B, C), a softmax, `latent` (B, D), and of a network with several class tokens `latent_<token>` for each further one.
+(B, C), a softmax, `latent` (B, D), `log_scores` (B, C), the softmax's logarithm, exact where scores are too small for
+float32, and of a network with several class tokens `latent_<token>` for each further one.
 Batch size and particle count are free. What is needed to make the inputs and to read the outputs travels in the
 file's metadata: class names and their hash, data YAML, model hash, opset.
 """
@@ -28,7 +29,7 @@ from jetfoundry.models.checkpoints import ModelFile
 
 __all__ = ["OPSET", "OUTPUTS", "check_onnx", "export_onnx"]
 
-OUTPUTS = ("scores", "latent")
+OUTPUTS = ("scores", "latent", "log_scores")
 """Outputs of every file, in order, before those of further class tokens."""
 
 OPSET = 18
@@ -42,17 +43,18 @@ class _Deployed(nn.Module):
         super().__init__()
         self.model = getattr(model, "jet", model)  # of a contrastive pair, the network of the jet
         self.inputs: tuple[str, ...] = self.model.inputs
-        tasks = getattr(self.model.config, "tasks", ())
-        self.tokens = tuple(dict.fromkeys(task.reads for task in tasks))[1:]
-        self.outputs = (*OUTPUTS, *(f"latent_{token}" for token in self.tokens))
+        tasks = getattr(self.model.config, "all_tasks", ())
+        self.tokens = tuple(dict.fromkeys(task.reads for task in tasks))
+        self.outputs = (*OUTPUTS, *(f"latent_{token}" for token in self.tokens[1:]))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         *values, mask = inputs
-        if not self.tokens:
+        if len(self.tokens) < 2:
             latent, further = self.model.latent(*values, mask != 0), ()
         else:
             latent, *further = self.model.latents(*values, mask != 0).values()
-        return self.model.head(latent).softmax(-1), latent, *further
+        logits = self.model.head(latent)
+        return logits.softmax(-1), latent, logits.log_softmax(-1), *further
 
     def example(self) -> tuple[Tensor, ...]:
         """Two jets of three particles: the exporter must not take a size of 0 or 1 for a constant."""
@@ -95,6 +97,7 @@ def export_onnx(model_file: ModelFile, path: str | Path, *, opset: int = OPSET) 
         "classes": json.dumps(model_file.classes),
         "class_hash": model_file.class_hash,
         "data_yaml": model_file.data_yaml,
+        "tokens": json.dumps(network.tokens),
         "opset": str(opset),
     }
     onnx.helper.set_model_props(graph, metadata)
@@ -108,7 +111,8 @@ def check_onnx(path: str | Path, model: nn.Module, batches: Iterable[tuple[Tenso
 
     `batches` are arguments of the network's `forward`. A difference that is not a number counts as infinite.
     """
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with files.fetched(path) as local:
+        session = onnxruntime.InferenceSession(str(local), providers=["CPUExecutionProvider"])
     network = _Deployed(model)
     largest = 0.0
     for inputs in batches:

@@ -54,9 +54,7 @@ PRESETS: dict[str, Any] = {
     "particle_net_lite": ParticleNetConfig(neighbours=(7, 7), channels=((32,) * 3, (64,) * 3), fc_dims=(128,)),
     "sophon_pp_contrastive": ContrastiveConfig(),
     "demo_contrastive": ContrastiveConfig(
-        jet=dataclasses.replace(
-            _DEMO, tasks=(TaskConfig(), TaskConfig(name="contrastive", class_blocks="classification", outputs=64))
-        ),
+        jet=dataclasses.replace(_DEMO, tasks=(TaskConfig(), TaskConfig(name="contrastive", outputs=64))),
         gen=dataclasses.replace(
             ContrastiveConfig().gen, num_classes=64, embed_dims=(32, 32), pair_embed_dims=(16,), num_layers=2
         ),

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jetfoundry.events import truth
-from jetfoundry.labels import CLASSES
+from jetfoundry.labels import CLASSES, UNSEEN
 from jetfoundry.sim.channels import Chains
 
 __all__ = ["class_probabilities", "even_fractions"]
@@ -45,7 +45,8 @@ def even_fractions(chains: Chains) -> Array:
 
 
 def class_probabilities(chains: Chains) -> Array:
-    """P(class | chain), (K, 188), of jets with all prongs but at most one inside; the rest have no class."""
+    """P(class | chain), (K, 188 + those of `labels.UNSEEN`), of jets with all prongs but at most one inside; the rest
+    have no class."""
     pids = np.zeros((len(chains.products), 4), dtype=np.int64)
     pids[:, : chains.products.shape[1]] = chains.products
     is_tau = np.abs(pids) == 15
@@ -53,7 +54,7 @@ def class_probabilities(chains: Chains) -> Array:
     has_neutrino = np.repeat(neutrino[:, ::2] | neutrino[:, 1::2], 2, axis=1) & chains.cascade
     base = truth.parton_letters(pids)
     rows = np.arange(len(pids))
-    found = np.zeros((len(pids), len(CLASSES)))
+    found = np.zeros((len(pids), len(CLASSES) + len(UNSEEN)))
     masks = [np.ones(4, dtype=bool), *~np.eye(4, dtype=bool)] if chains.cascade else [np.ones(4, dtype=bool)]
     for modes in itertools.product(_TAU, repeat=int(is_tau.sum(axis=1).max(initial=0))):
         letter, weight = base.copy(), np.ones(len(pids))
@@ -64,7 +65,8 @@ def class_probabilities(chains: Chains) -> Array:
             weight *= _TAU[mode]  # modes of taus that a chain does not have sum to 1
         letter = np.where(has_neutrino, truth.from_charged(letter), letter)
         for mask in masks:
-            label = truth.class_of(letter, np.tile(mask, (len(pids), 1)), np.full(len(pids), chains.cascade))
+            cascade = np.full(len(pids), chains.cascade)
+            label = truth.class_of(letter, np.tile(mask, (len(pids), 1)), cascade, unseen=True)
             chance = weight * (1 - 4 * _MISSES if mask.all() else _MISSES) if chains.cascade else weight
             np.add.at(found, (rows[label >= 0], label[label >= 0]), chance[label >= 0])
     return found

@@ -91,7 +91,7 @@ def analyse(
     if qcd:
         known = qcd_truth(events, found, cfg.jet.radius, cfg.jet.qcd_parton_pt_min)
     else:
-        known = resonance_truth(events, found, cfg.jet.radius)
+        known = resonance_truth(events, found, cfg.jet.radius, unseen=True)
     kept = np.flatnonzero((known.label >= 0) & _between(found.pt, cfg.selection.pt))
     candidates = found.take(kept)
     sdmass = jets.softdrop_mass(p4[candidates.index], candidates.offsets, cfg.jet.softdrop_zcut)

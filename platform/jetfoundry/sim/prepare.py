@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from jetfoundry import config
+from jetfoundry import config, files
 from jetfoundry.data.ingest import IngestConfig, ingest
 from jetfoundry.data.plan import ShardConfig
 
@@ -18,13 +16,15 @@ def prepare(
     jets: int,
     root: str,
     features: str,
+    schema: str = "",
     shards: ShardConfig = ShardConfig(),  # noqa: B008
 ) -> None:
     """Make the shard folder `folder` if it has no manifest: `jets` of the simulation YAML `simulate` as ROOT files in
-    `root`, then shards of them. Nothing is made without such a YAML. Needs Ray, and the [sim] extra to simulate."""
-    if not simulate or (Path(folder) / "manifest.json").exists():
+    `root`, then shards of them. Nothing is made without such a YAML. Needs Ray, and the [sim] extra to simulate.
+    `schema` is that of the ingest, for jets of classes that JetClass-II lacks."""
+    if not simulate or (files.place(folder) / "manifest.json").exists():
         return
     from jetfoundry.sim import run, settings
 
     run.simulate(config.read(settings.SimulateConfig, simulate, [f"output={root}", f"jets={jets}"]))
-    ingest(IngestConfig(features=features, input=(f"{root}/*.root",), output=folder, shards=shards))
+    ingest(IngestConfig(features=features, schema=schema, input=(f"{root}/*.root",), output=folder, shards=shards))

@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jetfoundry import config, ray_session, runs
+from jetfoundry import config, files, ray_session, runs
 from jetfoundry.errors import ConfigError, InputError, JetFoundryError
-from jetfoundry.labels import CLASSES, FAMILIES
+from jetfoundry.labels import CLASSES, FAMILIES, UNSEEN
 from jetfoundry.sim.balance import class_probabilities
 from jetfoundry.sim.channels import decay_chains
 from jetfoundry.sim.detector import DetectorCard
 from jetfoundry.sim.settings import SimulateConfig, plan
 from jetfoundry.sim.store import read_metadata, write_shard
 
-__all__ = ["check_extra", "shard_path", "simulate"]
+__all__ = ["check_extra", "checked", "shard_path", "simulate"]
 
 # Keys that change how a sample is made or how large it is, but not what a file holds.
 _FREE = (
@@ -45,6 +45,7 @@ _FREE = (
     "ray.num_cpus",
     "ray.object_store_gb",
 )
+_CLASSES = (*CLASSES, *UNSEEN)  # by `jet_label`
 _DEATHS = 3  # workers lost over one file before the run gives up
 _VERSIONS = ("jetfoundry", "pythia8mc", "fastjet", "numpy", "awkward", "uproot")
 
@@ -61,7 +62,7 @@ def check_extra() -> None:
 
 def shard_path(folder: str | Path, family: str, shard: int) -> Path:
     """File of one shard, e.g. Res2P_neutral_0003.root."""
-    return Path(folder) / f"{family}_{shard:04d}.root"
+    return files.place(folder) / f"{family}_{shard:04d}.root"
 
 
 def simulate(cfg: SimulateConfig) -> dict[str, Any]:
@@ -70,21 +71,18 @@ def simulate(cfg: SimulateConfig) -> dict[str, Any]:
     Raises ConfigError if Pythia or FastJet are missing or a setting is wrong, CheckpointError if the folder holds a
     sample with other settings, InputError if a file in it is damaged.
     """
-    check_extra()
-    cfg = _resolved(cfg)
-    weights = [f"families.{name}.weight" for name in cfg.families]
-    for name, family in cfg.families.items():  # a channel that cannot be shows now, not in an actor
-        if family.resonance and not class_probabilities(decay_chains(family.resonance, name)).any():
-            msg = f"families.{name}.resonance.decays: no channel gives a class of JetClass-II"
-            raise ConfigError(msg)
-    folder = runs.open_run(cfg.output, cfg, may_change=(*_FREE, *weights))
-    identity = config.fingerprint(cfg, ignore=(*_FREE, *weights))
+    cfg, may_change = checked(cfg)
+    folder = runs.open_run(cfg.output, cfg, may_change)
+    identity = config.fingerprint(cfg, ignore=may_change)
     _remove_unfinished(folder)
     shards = plan(cfg)
-    done = {shard: _checked(folder, shard, identity) for shard in shards if shard_path(folder, *shard).exists()}
+    planned = {shard_path(folder, *shard).name: shard for shard in shards}
+    present = {path.name for path in folder.glob("*.root")}
+    kept = [shard for name, shard in planned.items() if name in present]
+    found = files.for_each(lambda shard: _checked(folder, shard, identity), kept, folder)
+    done = dict(zip(kept, found, strict=True))
     missing = [shard for shard in shards if shard not in done]
-    planned = {shard_path(folder, *shard).name for shard in shards}
-    surplus = sorted(path.name for path in folder.glob("*.root") if path.name not in planned)
+    surplus = sorted(present - planned.keys())
     if surplus:
         msg = f"{folder}: holds {surplus[0]} and {len(surplus) - 1} more files that are not part of {cfg.jets} jets of "
         msg += "these families, and an ingest would read them; choose another folder"
@@ -113,10 +111,26 @@ def simulate(cfg: SimulateConfig) -> dict[str, Any]:
     return figures
 
 
+def checked(cfg: SimulateConfig) -> tuple[SimulateConfig, tuple[str, ...]]:
+    """The configuration with all that it names in it, and the keys that may differ when a sample is continued.
+
+    Raises ConfigError if it cannot be made, CheckpointError if the folder holds a sample with other settings.
+    """
+    check_extra()
+    cfg = _resolved(cfg)
+    may_change = (*_FREE, *(f"families.{name}.weight" for name in cfg.families))
+    for name, family in cfg.families.items():  # a channel that cannot be shows now, not in an actor
+        if family.resonance and not class_probabilities(decay_chains(family.resonance, name)).any():
+            msg = f"families.{name}.resonance.decays: no channel gives a class of JetClass-II"
+            raise ConfigError(msg)
+    runs.check_run(cfg.output, cfg, may_change)
+    return cfg, may_change
+
+
 def _resolved(cfg: SimulateConfig) -> SimulateConfig:
     """The configuration with the detector card in it and an absolute folder, which actors elsewhere need."""
     card = cfg.detector or config.read(DetectorCard, cfg.card)
-    return dataclasses.replace(cfg, detector=card, output=Path(cfg.output).resolve())
+    return dataclasses.replace(cfg, detector=card, output=files.place(cfg.output).resolve())
 
 
 def _remove_unfinished(folder: Path) -> None:
@@ -198,7 +212,7 @@ class _Worker:
         cfg = self._cfg
         assert cfg.detector is not None
         made = make_shard(cfg, cfg.detector, family, shard)
-        counts = np.bincount(made.table["jet_label"].to_numpy(), minlength=len(CLASSES))
+        counts = np.bincount(made.table["jet_label"].to_numpy(), minlength=len(_CLASSES))
         metadata = {
             "sample": "simulated",
             "source": "embedded",
@@ -212,7 +226,7 @@ class _Worker:
             "pythia_seed": made.pythia_seed,
             "cpu_seconds": round(made.cpu_seconds, 2),
             "event_weights": "dropped",
-            "jets_per_class": {CLASSES[i]: int(counts[i]) for i in np.flatnonzero(counts)},
+            "jets_per_class": {_CLASSES[i]: int(counts[i]) for i in np.flatnonzero(counts)},
             "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
             "fingerprint": self._identity,
             "settings": {key: value for key, value in config.to_dict(cfg).items() if key not in _FREE},
@@ -236,7 +250,7 @@ def _reachable(cfg: SimulateConfig) -> list[str]:
             found.update(np.flatnonzero(class_probabilities(decay_chains(family.resonance)).any(axis=0)).tolist())
         elif family.weight > 0:
             found.update(FAMILIES["QCD"])
-    return [CLASSES[index] for index in sorted(found)]
+    return [_CLASSES[index] for index in sorted(found)]
 
 
 def _filled(classes: Sequence[str], shards: Iterable[dict[str, Any]]) -> str:
@@ -267,5 +281,5 @@ def _figures(cfg: SimulateConfig, shards: list[dict[str, Any]]) -> dict[str, Any
         "jets": sum(shard["jets"] for shard in shards),
         "families": families,
         "classes": len(classes),
-        "jets_per_class": {name: classes[name] for name in CLASSES if name in classes},
+        "jets_per_class": {name: classes[name] for name in _CLASSES if name in classes},
     }

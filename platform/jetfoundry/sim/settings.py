@@ -40,6 +40,7 @@ __all__ = [
 Mode = Literal["full", "no_mpi", "fast"]
 Balance = Literal["natural", "classes"]
 
+_MOST_FILES = 1_000_000  # of one sample
 _LARGEST_PYTHIA_SEED = 900_000_000  # a larger one is refused by Pythia, which then keeps its default
 
 # What a family may set by itself: its process. All the rest of an event is the same for all families.
@@ -257,6 +258,9 @@ def plan(cfg: SimulateConfig) -> list[tuple[str, int]]:
     A sample that is not finished has all families already, and a larger one begins with the files of a smaller.
     """
     files = cfg.jets // cfg.jets_per_shard
+    if files > _MOST_FILES:
+        msg = f"jets {cfg.jets} makes {files} files, more than {_MOST_FILES}; raise jets_per_shard"
+        raise ValueError(msg)
     weights = {name: family.weight for name, family in cfg.families.items() if family.weight > 0}
     if files < len(weights):
         msg = f"jets {cfg.jets} makes {files} files, but there are {len(weights)} families; lower jets_per_shard"

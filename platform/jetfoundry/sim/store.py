@@ -76,7 +76,7 @@ def _jagged(column: pa.ChunkedArray) -> ak.Array:
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What a file says about itself; InputError if it is damaged or was not written by `write_shard`."""
     try:
-        with uproot.open(path) as root:
+        with files.opened(path) as source, uproot.open(source) as root:
             metadata = json.loads(str(root["metadata"]))
     except (OSError, ValueError, KeyError, uproot.DeserializationError) as error:
         msg = f"{path}: cannot read it as a file of simulated jets: {error}"

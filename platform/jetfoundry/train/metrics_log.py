@@ -26,26 +26,44 @@ from jetfoundry.runs import read_metrics
 
 __all__ = ["MetricsLog", "MlflowLog", "progress_bar"]
 
+_EVERY = 10.0  # seconds between two copies to a URL, and between two looks at one
+
 log = logging.getLogger("jetfoundry")
 
 
 class MetricsLog:
-    """Appends rows; `at_step` is the step from which the run continues."""
+    """Appends rows; `at_step` is the step from which the run continues.
+
+    Behind a URL they appear there with each checkpoint (`save`), and now and then for those who look on.
+    """
 
     def __init__(self, folder: Path, at_step: int) -> None:
-        self.path = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(self.path) if row["step"] <= at_step]
+        self._mirror = files.Mirror(folder)
+        self.path = self._mirror.folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(folder / "metrics.jsonl") if row["step"] <= at_step]
         files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=at_step + 1)
+        self._board = SummaryWriter(str(self._mirror.folder / "tensorboard"), purge_step=at_step + 1)
+        self.save()
 
     def __call__(self, row: dict[str, Any]) -> None:
+        if time.monotonic() - self._saved > _EVERY:
+            self.save()
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, allow_nan=False) + "\n")
         for name, value in _numbers(row).items():
             self._board.add_scalar(name, value, row["step"])
 
+    def save(self) -> None:
+        """What is written so far is where it belongs after this."""
+        self._saved = time.monotonic()
+        if self._mirror.folder is not self._mirror.target:
+            self._board.flush()
+            self._mirror.save()
+
     def close(self) -> None:
         self._board.close()
+        self._mirror.save()
+        self._mirror.close()
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
@@ -111,7 +129,7 @@ def progress_bar(path: Path, jets_per_epoch: int, epochs: int) -> Iterator[None]
         total = jets_per_epoch * epochs
         with tqdm(total=total, unit=" jets", unit_scale=True, desc="pre-train", mininterval=1.0) as bar:
             while True:
-                ended = stop.wait(1.0)
+                ended = stop.wait(_EVERY if files.is_remote(path) else 1.0)
                 rows = read_metrics(path)
                 shown = {k: f"{v:.3f}" for row in rows[-3:] for k, v in row.items() if k in ("loss", "val_accuracy")}
                 if rows:

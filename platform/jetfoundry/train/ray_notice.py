@@ -15,16 +15,20 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from jetfoundry import files
 from jetfoundry.train.loop import Notice
 
 __all__ = ["STOP", "Notices", "stop_on_signal"]
 
 STOP = "stop"
 """File of the run folder that asks the run to end."""
+
+_EVERY = 10.0  # seconds between two looks at a run folder behind a URL
 
 log = logging.getLogger("jetfoundry")
 
@@ -41,7 +45,10 @@ def stop_on_signal(run: Path) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
 
         def ask(number: int, frame: FrameType | None) -> None:
-            asked.touch()
+            if files.is_remote(asked):  # the signal may have come amid a request to the same server
+                threading.Thread(target=files.write_text, args=(asked, ""), name="jetfoundry-stop").start()
+            else:
+                asked.touch()
             log.warning("%s: the run ends with a checkpoint", signal.Signals(number).name)
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
@@ -59,6 +66,7 @@ class Notices:
     def __init__(self, run: Path) -> None:
         self._stop = run / STOP
         self._told: set[str] = set()
+        self._looked = 0.0
         self.stopped = False
 
     def __call__(self) -> Notice:
@@ -66,9 +74,16 @@ class Notices:
         from ray.train import collective
 
         going = ray.train.get_preemption_info()  # both are agreed on by all workers, and wait for all
-        if collective.broadcast_from_rank_zero(self._stop.exists()):
+        if collective.broadcast_from_rank_zero(self._is_asked()):
             self.stopped = True
             return "stop"
         new = set(going.preempted_node_to_ranks) - self._told if going else set()
         self._told |= new
         return "save" if new else ""
+
+    def _is_asked(self) -> bool:
+        if files.is_remote(self._stop):  # each look is a request or two
+            if time.monotonic() - self._looked < _EVERY:
+                return False
+            self._looked = time.monotonic()
+        return self._stop.exists()

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from jetfoundry import config, files, ray_session
-from jetfoundry.data import remote
 from jetfoundry.data.layouts import Layout, load_layout
 from jetfoundry.data.shards import open_shards
 from jetfoundry.errors import ClusterError, ConfigError, InputError, nearest
@@ -37,7 +36,7 @@ from jetfoundry.train.ray_notice import stop_on_signal
 from jetfoundry.train.ray_worker import train_worker
 from jetfoundry.train.recipe import MAY_CHANGE, CheckpointsConfig, Recipe, WorkersConfig
 
-__all__ = ["model_config", "plan", "pretrain", "steps_per_epoch"]
+__all__ = ["known_columns", "model_config", "plan", "pretrain", "steps_per_epoch"]
 
 log = logging.getLogger("jetfoundry")
 
@@ -71,7 +70,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     Raises InputError or ConfigError, before anything is written or started.
     """
     layout = load_layout(recipe.schema)
-    known = _known_columns(recipe.data, layout)
+    known = known_columns(recipe.data, layout)
     raw = load_data_config(recipe.features, known=known, scheme=recipe.labels)
     if not raw.num_classes:
         targets = ", ".join(raw.labels.formulas)
@@ -101,13 +100,14 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     uses_per_pass(train, data, recipe.sampling)
     _check_start(recipe, architecture)
     check_truth(training_data(data, MODELS[model_name(architecture)][1], recipe.loader), train)
+    where = {} if isinstance(train, JetFiles) else {"data": str(train.folder.resolve())}
     spec = {
         # Workers change directory and may run on another machine: absolute paths, and the YAML's text itself.
-        "recipe": config.to_dict(recipe) | {"data": str(Path(recipe.data).resolve())},
+        "recipe": config.to_dict(recipe) | where,
         "data_yaml": text,
         "model": config.to_dict(architecture),
         "model_name": model_name(architecture),
-        "init": str(Path(recipe.model.init).resolve()) if recipe.model.init else "",
+        "init": str(files.place(recipe.model.init).resolve()) if recipe.model.init else "",
         "steps_per_epoch": steps_per_epoch(recipe, train, data),
         "manifest_hash": train.manifest_hash,
         "sample": train.sample,
@@ -134,14 +134,14 @@ def _check_start(recipe: Recipe, architecture: Any) -> None:
         freeze(network, recipe.model.freeze)
 
 
-def _known_columns(data: str, layout: Layout) -> Collection[str]:
+def known_columns(data: str, layout: Layout) -> Collection[str]:
     """The columns that formulas may read: those of the shards, of the layout else."""
     stored = open_shards(data, "train").columns if is_shard_folder(data) else ()
     return {*(stored or (column.name for column in layout.columns)), "source_file", "source_entry"}
 
 
 def pretrain(recipe: Recipe, run: Path, spec: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Train to the end, or continue; leaves `<run>/model.pt` (best validation accuracy) and returns its figures.
+    """Train to the end, or continue; leaves `<run>/model.pt` (best by `checkpoints.metric`), returns its figures.
 
     `spec` is the result of `plan(recipe)`, made here if it is not given.
     """
@@ -179,7 +179,7 @@ def _best(checkpoints: list[tuple[Any, dict[str, Any]]], chosen: CheckpointsConf
 
 
 def _check_metric(metric: str, discriminants: list[list[Any]]) -> None:
-    known = ["val_accuracy", "val_loss", *(f"val_auc/{name}" for name, *_ in discriminants)]
+    known = ["step", "val_accuracy", "val_loss", *(f"val_auc/{name}" for name, *_ in discriminants)]
     if metric not in known:
         msg = f"checkpoints.metric: the validation gives no {metric!r}; {nearest(metric, known)}"
         raise ConfigError(msg)
@@ -279,7 +279,7 @@ def _trainer(spec: dict[str, Any], workers: WorkersConfig, checkpoints: Checkpoi
         ),
         run_config=ray.train.RunConfig(
             name="checkpoints",
-            **_storage(checkpoints.storage or spec["run"]),
+            **ray_session.storage(checkpoints.storage or spec["run"]),
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=checkpoints.keep,
@@ -291,14 +291,3 @@ def _trainer(spec: dict[str, Any], workers: WorkersConfig, checkpoints: Checkpoi
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "2"}},
         ),
     )
-
-
-def _storage(place: str) -> dict[str, Any]:
-    """A folder, or a URL by the same fsspec that reads inputs."""
-    if not remote.is_url(place):
-        return {"storage_path": str(Path(place).resolve())}
-    import pyarrow.fs
-
-    system, path = remote.file_system(place)
-    remote.patiently(place, lambda: system.exists(path))  # else Ray's controller dies of missing credentials
-    return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(system))}

@@ -18,10 +18,11 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional
 
-from jetfoundry import config, runs
+from jetfoundry import config, files, runs
 from jetfoundry.data.shards import open_shards
 from jetfoundry.errors import CheckpointError, InputError
 from jetfoundry.features.transform import load_data_config
+from jetfoundry.gauges import TRAINING, Gauges
 from jetfoundry.loading.batch import Batch, Position
 from jetfoundry.loading.loader import every_jet, prefetched, resumed, training_batches
 from jetfoundry.loading.pieces import JetSet
@@ -70,11 +71,19 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
     if state:
         steps_per_epoch = state["steps_per_epoch"]
         state["position"] = _position(state["positions"], train, recipe, **share)
-    run, at_step = Path(spec["run"]), state["step"] if state else 0
-    logs: list[MetricsLog | MlflowLog] = []
-    if share["rank"] == 0:
-        logs = [MetricsLog(run, at_step)] + ([MlflowLog(recipe.mlflow, run)] if recipe.mlflow else [])
+    run, at_step = files.place(spec["run"]), state["step"] if state else 0
+    logs: list[MetricsLog | MlflowLog | Gauges] = []
+    rows = MetricsLog(run, at_step) if share["rank"] == 0 else None
+    if rows:
+        logs = [rows, Gauges(TRAINING, run)]
+        logs += [MlflowLog(recipe.mlflow, run)] if recipe.mlflow else []
     notices = Notices(run)
+    report = _reporter(spec | {"steps_per_epoch": steps_per_epoch}, recipe, architecture, share["rank"], device)
+
+    def save(state: dict[str, Any], metrics: dict[str, Any]) -> None:
+        if rows:
+            rows.save()  # a continued run has all rows up to its checkpoint
+        report(state, metrics)
 
     def log(row: dict[str, Any]) -> None:
         for each in logs:
@@ -104,7 +113,7 @@ def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
         device=device,
         **share,
         state=state,
-        save=_reporter(spec | {"steps_per_epoch": steps_per_epoch}, recipe, architecture, share["rank"], device),
+        save=save,
         log=log,
         where=where,
         notice=notices,

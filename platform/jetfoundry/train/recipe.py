@@ -20,11 +20,12 @@ MAY_CHANGE = (
     "ray.address", "ray.num_cpus", "ray.object_store_gb", "train.log_steps", "train.checkpoint_steps",
     "train.sync_timing", "loader.prefetch", "loader.feed", "loader.ray_tasks", "loader.inputs", "workers.num_workers",
     "workers.min_workers", "workers.max_failures", "workers.wait_minutes", "workers.cpus_per_worker",
-    "workers.gpus_per_worker", "workers.threads", "checkpoints.keep", "mlflow", "find_lr",
-    "sample", "discriminants", "prepare.simulate", "prepare.root", "prepare.jets",
+    "workers.gpus_per_worker", "workers.threads", "checkpoints.keep", "checkpoints.metric", "checkpoints.order",
+    "mlflow", "find_lr", "sample", "discriminants", "prepare.simulate", "prepare.root", "prepare.jets",
 )  # fmt: skip
-"""Keys that may differ when a run continues. They do not change its result, but for the number of workers: that of the
-rest of the pass is then dealt to fewer or more of them, in steps of fewer or more jets."""
+"""Keys that may differ when a run continues. They do not change the training, but for the number of workers: the rest
+of the pass is then dealt to fewer or more of them, in steps of fewer or more jets. Another `checkpoints.metric` chooses
+among the checkpoints that were kept."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,9 @@ class CheckpointsConfig:
 
     storage: str = config.option("", "folder or URL for them, e.g. s3://bucket/run; '' = <run>/checkpoints")
     keep: int = config.option(2, "how many of the best to keep beside the latest")
-    metric: str = config.option("val_accuracy", "what is best: val_accuracy, val_loss, 'val_auc/X_bb vs QCD', …")
+    metric: str = config.option(
+        "val_accuracy", "what is best: val_accuracy, val_loss, 'val_auc/X_bb vs QCD', …; step = the last"
+    )
     order: Literal["max", "min"] = config.option("max", "whether the largest or the smallest value is best")
 
     def __post_init__(self) -> None:

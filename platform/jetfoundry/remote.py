@@ -6,7 +6,7 @@ refuses (no such file, no permission) is not asked for twice, and what can only 
 a file system raises counts as no answer: each has errors of its own for a lost connection.
 
 Credentials come from where the file system takes them (environment variables, a configuration file), never from the
-URL: URLs are kept in the manifest.
+URL: URLs are kept in manifests, configurations and reports.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import functools
 import hashlib
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -23,7 +23,17 @@ import fsspec
 
 from jetfoundry.errors import InputError
 
-__all__ = ["PATIENCE", "RemoteFile", "file_system", "is_url", "open_remote", "patiently", "stamp_of"]
+__all__ = [
+    "PATIENCE",
+    "RemoteFile",
+    "file_system",
+    "is_from_server",
+    "is_url",
+    "open_remote",
+    "patiently",
+    "read_ranges",
+    "stamp_of",
+]
 
 PATIENCE = 120.0
 """Seconds for which a server that does not answer is asked again."""
@@ -32,6 +42,7 @@ _LONGEST_WAIT = 15.0  # seconds between two attempts
 _READ_AHEAD = 1 << 18  # bytes: the head of a ROOT file is read in many small pieces
 _BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")  # of botocore, which is not always there
+_CLIENTS = ("XRootD", "adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "s3fs")
 _MODIFIED = ("ETag", "etag", "LastModified", "mtime", "last_modified", "created")
 
 T = TypeVar("T")
@@ -46,8 +57,8 @@ def file_system(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path in it; InputError if it cannot be had, or holds a key."""
     parts = urlsplit(url)
     if parts.username or parts.password or (parts.scheme in ("http", "https") and parts.query):
-        msg = f"{parts.scheme}://{parts.hostname or ''}…: a URL with a password or key in it would be kept in the "
-        msg += "manifest; give credentials by environment variables"
+        msg = f"{parts.scheme}://{parts.hostname or ''}…: a URL with a password or key in it would be kept in "
+        msg += "manifests and logs; give credentials by environment variables"
         raise InputError(msg)
     try:
         system, path = fsspec.core.url_to_fs(url)
@@ -60,10 +71,11 @@ def file_system(url: str) -> tuple[Any, str]:
     return system, path
 
 
-def patiently(what: str, call: Callable[[], T], patience: float = PATIENCE) -> T:
+def patiently(what: str, call: Callable[[], T], patience: float = PATIENCE, doing: str = "read") -> T:
     """What `call` returns, tried again while the other side does not answer; InputError when patience has run out.
 
-    InputError at once for what it refuses; errors that are none of a server's (TypeError, say) pass.
+    InputError at once for what it refuses; errors that are none of a server's (TypeError, say) pass. Messages say that
+    `doing` it to `what` is what could not be done.
     """
     started, wait = time.monotonic(), 1.0
     while True:
@@ -74,13 +86,25 @@ def patiently(what: str, call: Callable[[], T], patience: float = PATIENCE) -> T
         except Exception as error:
             refusal = _refusal(error)
             if refusal:
-                msg = f"{what}: cannot read: {refusal}"
+                msg = f"{what}: cannot {doing}: {refusal}"
                 raise InputError(msg) from error
             if time.monotonic() - started + wait > patience:
-                msg = f"{what}: cannot read: no answer for {patience:g} s ({_text(error)}); the same command continues"
+                msg = (
+                    f"{what}: cannot {doing}: no answer for {patience:g} s ({_text(error)}); the same command continues"
+                )
                 raise InputError(msg) from error
         time.sleep(wait)
         wait = min(2 * wait, _LONGEST_WAIT)
+
+
+def is_from_server(error: BaseException) -> bool:
+    """Whether an error, or its cause, is of a package that speaks to servers: not of the program, then."""
+    found: BaseException | None = error
+    while found is not None:
+        if type(found).__module__.partition(".")[0] in _CLIENTS:
+            return True
+        found = found.__cause__
+    return False
 
 
 def _refusal(error: Exception) -> str:
@@ -151,3 +175,15 @@ class RemoteFile(io.RawIOBase):
 def open_remote(url: str, patience: float = PATIENCE) -> io.BufferedReader:
     """Open a URL for reading, with some read-ahead."""
     return io.BufferedReader(RemoteFile(url, patience), _READ_AHEAD)
+
+
+def read_ranges(url: str, ranges: Sequence[tuple[int, int]], patience: float = PATIENCE) -> list[bytes]:
+    """The bytes (begin, end) of a file, all ranges asked for at once where the file system can do that."""
+    system, path = file_system(url)
+    begins, ends = (list(each) for each in zip(*ranges, strict=True))
+
+    def ask() -> list[bytes]:
+        found: list[bytes] = system.cat_ranges([path] * len(begins), begins, ends, on_error="raise")
+        return found
+
+    return patiently(url, ask, patience)
