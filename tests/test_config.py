@@ -107,6 +107,14 @@ def test_what_is_no_text_or_no_path_is_an_error_that_names_it(tmp_path, path):
         config.load_yaml(tmp_path / path)
 
 
+@pytest.mark.parametrize("override", ["data=\udcff", "optim.name=s\ud800"])
+def test_bytes_of_a_command_line_that_are_no_text_are_refused(recipe, override):
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
+        config.read(Job, recipe, [override])
+    with pytest.raises(ConfigError, match="data: wanted UTF-8 text, got"):
+        config.build(Job, {"data": "\udcff"})
+
+
 def test_an_error_is_short_and_steers_no_terminal():
     with pytest.raises(ConfigError) as told:
         config.build(Job, {"\x1b[2J": 1})

@@ -173,6 +173,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             msg = f"cannot read argument {argument!r}: wanted key.sub=value"
             raise ConfigError(msg)
+        if not _is_text(argument):
+            msg = f"argument {argument!r}: not UTF-8 text"
+            raise ConfigError(msg)
         try:
             value = _load(text) if text else ""
         except ConfigError as error:
@@ -285,11 +288,18 @@ def _scalar(hint: Any, value: Any, key: str, where: str) -> Any:
         number = _number(value)
         if number is not None and not math.isnan(number):
             return number
+    if isinstance(value, str) and not _is_text(value):
+        raise _wrong(where, key, "UTF-8 text", value)
     if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     if hint is Path and isinstance(value, str):
-        return files.place(value)
+        return files.place(value, ask=False)
     raise _wrong(where, key, hint.__name__, value)
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written to a file: bytes of a command line that are no UTF-8 come as lone surrogates."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def _number(value: Any) -> float | None:

@@ -45,34 +45,36 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def place(name: str | Path) -> Path:
+def place(name: str | Path, *, ask: bool = True) -> Path:
     """The folder or file that `name`, a path or a URL, means.
 
     Behind a URL it is a UPath, which has the methods of the Path that it is typed as but is no file name: what opens
-    files by name takes `opened` or `fetched`. InputError for a URL with a key in it, or whose server refuses us.
+    files by name takes `opened` or `fetched`. InputError for a URL with a key in it, or whose server refuses us: it is
+    asked once, unless not to `ask` is wanted (to read a configuration must do nothing).
     """
     if isinstance(name, str) and remote.is_url(name):
         system, inside = remote.file_system(name)
         if any(protocol in _LOCAL for protocol in _protocols(system)):
             return Path(inside)
-        _greet(name, system, inside)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of protocols for which there is no special class
             # Other processes write there, too: nothing may be answered from memory.
-            return cast("Path", UPath(name.rstrip("/"), use_listings_cache=False))
+            name = cast("Path", UPath(name.rstrip("/"), use_listings_cache=False))
     path = Path(name) if isinstance(name, str) else name
     _refuse_mangled(path)
+    if ask and is_remote(path):
+        _greet(_behind(path))
     return path
 
 
 _GREETED: set[str] = set()
 
 
-def _greet(url: str, system: Any, path: str) -> None:
+def _greet(path: UPath) -> None:
     """Ask each server once for something: credentials that lack are an error in one line here, a crash elsewhere."""
-    server = "://".join(urlsplit(url)[:2])
+    server = "://".join(urlsplit(str(path))[:2])
     if server not in _GREETED:
-        remote.patiently(url, lambda: system.exists(path), doing="use")
+        remote.patiently(str(path), lambda: path.fs.exists(path.path), doing="use")
         _GREETED.add(server)
 
 

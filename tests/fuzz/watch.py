@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import jetfoundry
-from jetfoundry import cli, config, labels
+from jetfoundry import cli, config, files, labels
 from jetfoundry.data.ingest import IngestConfig
 from jetfoundry.data.layouts import Layout, load_layout
 from jetfoundry.data.root import jet_schema
@@ -226,12 +226,20 @@ def state() -> dict[str, object]:
     }  # fmt: skip
 
 
+def difference(before: object, after: object) -> list[object]:
+    """What went and what came."""
+    if isinstance(before, list) and isinstance(after, list):
+        return [sorted(set(before) - set(after)), sorted(set(after) - set(before))]
+    return [before, after]
+
+
 def prepared(targets: Targets, hostile) -> None:
     """What is imported on first use is imported now."""
     for kind, tree in hostile.published():
         targets.case.write_text(config.dump_yaml(tree))
         with contextlib.suppress(JetFoundryError):
             targets.yamls((kind, ""))
+    files.place("http://localhost:9/x", ask=False)
     for text in ("1/0", "x.y", "_", "np.nopes(1)", "deltaR_pair(part_px, part_px, part_px > 0)"):
         with contextlib.suppress(JetFoundryError):
             targets.formulas(text)
@@ -282,7 +290,7 @@ def main() -> None:
             what, _, cases = text.partition("=")
             found[what] = tried(what, int(cases), supplies[what], targets, watch, note.fileno())
     after = state()
-    found["changed"] = {key: [before[key], after[key]] for key in before if before[key] != after[key]}
+    found["changed"] = {key: difference(before[key], after[key]) for key in before if before[key] != after[key]}
     found["library"] = list(jetfoundry.__path__)
     print(json.dumps(found))
 

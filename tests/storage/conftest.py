@@ -30,10 +30,16 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv(name, value)
     urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b"").close()  # all servers of a process share one content
     boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="jets")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    files._GREETED.clear()
+    forget()
     yield "s3://jets"
     server.stop()
+    forget()
+
+
+def forget() -> None:
+    """What this process knows of servers: fsspec keeps file systems with their endpoint and credentials."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    files._GREETED.clear()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import pickle
@@ -49,6 +50,20 @@ def test_a_url_with_a_key_in_it_is_refused_without_showing_it():
     with pytest.raises(InputError, match="give credentials by environment variables") as caught:
         files.place("s3://name:hunter2@jets/a")
     assert "hunter2" not in str(caught.value)
+
+
+def test_to_read_a_configuration_asks_no_server(bucket, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Job:
+        output: Path
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    remote.file_system(bucket)[0].clear_instance_cache()
+    monkeypatch.setattr(remote.patiently, "__defaults__", (0.0, "read"))
+    job = config.build(Job, {"output": f"{bucket}/a"})
+    assert str(job.output) == f"{bucket}/a"
+    with pytest.raises(InputError, match=r"s3://jets/a: cannot use: no answer"):
+        files.place(job.output)
 
 
 def test_credentials_that_lack_are_an_error_in_one_line(bucket, monkeypatch):

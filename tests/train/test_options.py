@@ -193,6 +193,7 @@ def test_a_storage_without_credentials_is_named_at_once(ray_local, tmp_path, toy
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # it keeps the credentials of tests before this one
     data = toy_shards(tmp_path / "shards", train=100, val=50)
     chosen = recipe(data, tmp_path / "run", "checkpoints.storage=s3://nobodys-bucket/run")
     with pytest.raises(InputError, match="s3://nobodys-bucket/run: cannot use: refused: NoCredentialsError"):
