@@ -11,12 +11,13 @@
 #   ray_node.sh restart head|worker …       in the background, after ending what the last `restart` here started
 #   ray_node.sh stop                        ends what the last `restart` here started
 #
-# - Every port is a free one that the kernel gives: Ray's fixed ones (6379, 8265, 10001, 10002-19999, 52365) collide with
-#   another Ray on the machine.
+# - Every port is a free one that the kernel gives: Ray's fixed ones (6379, 8265, 10001, 10002-19999, 44227, 52365)
+#   collide with another Ray on the machine.
 # - A Ray is ended by the id of its `ray start --block`, which takes its children with it. `ray stop` would end every
 #   Ray of this user on the machine.
 # - Dashboard and jobs API listen on 127.0.0.1 alone: come by an SSH tunnel. What the nodes use among themselves, and
-#   Ray's client server, listen on the node's address, as they must; all of it asks for the token.
+#   Ray's client server, listen on the node's address, as they must, and ask for the token. Prometheus's pages of figures
+#   listen there, too, and ask nobody: Ray has nothing else.
 set -euo pipefail
 
 export RAY_AUTH_MODE=token
@@ -49,6 +50,8 @@ head() {
   rm -f "$RAY_NODE_DIR/ray_current_cluster"  # of an earlier head: `address` waits for the new one
   local ip port="${RAY_NODE_PORT:-$(free_port)}"
   ip=$(python -c 'import ray; print(ray.util.get_node_ip_address())')
+  DASHBOARD_METRIC_PORT=$(free_port)
+  export DASHBOARD_METRIC_PORT
   export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0  # with its head the cluster ends: nothing to move elsewhere
   export RAY_ADDRESS="$ip:$port"  # else Ray Train's own actors look for a Ray on the machine, and may find two
   exec ray start --head --block --node-ip-address="$ip" --port="$port" "${PORTS[@]}" --dashboard-host=127.0.0.1 \

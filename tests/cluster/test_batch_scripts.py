@@ -140,10 +140,12 @@ def test_two_slurm_jobs_share_a_node_and_each_ends_its_own_ray_alone(tmp_path, s
     dashboard = next(
         p for p in processes_of(short / "two") if any("dashboard/dashboard.py" in word for word in p.cmdline())
     )
-    (listens,) = [c.laddr for c in dashboard.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    assert listens.ip == "127.0.0.1"
+    listens = {c.laddr.port: c.laddr.ip for c in dashboard.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    assert listens.pop(int(dashboard.environ()["DASHBOARD_METRIC_PORT"])) in ("0.0.0.0", "::")  # of Prometheus
+    ((port, ip),) = listens.items()
+    assert ip == "127.0.0.1"
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"http://127.0.0.1:{listens.port}/api/jobs/", timeout=10)
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=10)
     assert (tmp_path / ".jetfoundry" / "slurm-two.token").stat().st_mode & 0o077 == 0
 
     two.send_signal(signal.SIGUSR1)  # as `#SBATCH --signal=B:USR1` does before the time limit
