@@ -10,6 +10,9 @@
 #   ray_node.sh nodes HOST:PORT N SECONDS   waits until the cluster has N nodes
 #   ray_node.sh restart head|worker …       in the background, after ending what the last `restart` here started
 #   ray_node.sh stop                        ends what the last `restart` here started
+#   ray_node.sh job SECONDS command …       runs a job that the batch system may end: ten minutes before SECONDS are over, and
+#                                           at SIGTERM, it is told to write a checkpoint; exit code 130 if it then did and is to
+#                                           be queued again, 0 if it ended early because somebody asked it to (a file `stop`)
 #
 # - Every port is a free one that the kernel gives: Ray's fixed ones (6379, 8265, 10001, 10002-19999, 44227, 52365)
 #   collide with another Ray on the machine.
@@ -20,7 +23,7 @@
 #   listen there, too, and ask nobody: Ray has nothing else.
 set -euo pipefail
 
-export RAY_AUTH_MODE=token
+export RAY_AUTH_MODE=token MALLOC_ARENA_MAX=1  # one heap a process: workers that run many trials grew without end
 : "${RAY_AUTH_TOKEN_PATH:?wanted: a file that only you can read and all nodes see}"
 : "${RAY_NODE_DIR:?wanted: a folder on a local disk for this cluster alone}"
 if ((${#RAY_NODE_DIR} > 40)); then  # Ray's sockets lie below it, and a socket's path has at most 107 bytes
@@ -118,11 +121,29 @@ restart() {
   done
 }
 
+job() {
+  local limit=$(($1 > 1200 ? $1 - 600 : $1)) pid status=0 again=
+  # --foreground: the signal is for the driver, not for the processes of the Ray that it started.
+  timeout --foreground --preserve-status --signal=USR1 "$limit" "${@:2}" &
+  pid=$!
+  trap 'again=yes; kill -TERM "$pid"' TERM
+  while kill -0 "$pid" 2>/dev/null; do
+    wait "$pid" || true  # a trapped signal ends `wait`, not the job
+  done
+  wait "$pid" || status=$?
+  ((SECONDS < limit)) || again=yes
+  if ((status == 130)) && test -z "$again"; then
+    echo "ended early, as it was asked to; submit again to go on"
+    status=0
+  fi
+  return "$status"
+}
+
 case "${1:-}" in
-  token | head | worker | address | nodes | restart | stop) "$@" ;;
+  token | head | worker | address | nodes | restart | stop | job) "$@" ;;
   port) free_port ;;
   *)
-    sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac

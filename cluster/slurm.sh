@@ -10,7 +10,7 @@
 # Submit from the checkout, which must lie where all nodes see it, with its .venv (`make test` makes one) or with
 # JETFOUNDRY_ENV=<another environment>. Give your account and partition (`sbatch -A … -p …`).
 #
-# Sizes: two nodes of four GPUs train the Sophon recipe with 8 workers; each wants 4 CPUs to feed it, the other 16 of a
+# Sizes: two nodes of four GPUs train the Sophon recipe with 8 workers; each reserves 4 CPUs, the other 16 of a
 # node ingest and evaluate. Options of sbatch come before the script's name: `sbatch -N 1 --gpus-per-node=0 …` is a job
 # on CPUs. Cost: 8 GPU-hours for each hour, of your allocation; the nodes are held to the job's end, idle or not.
 #

@@ -48,8 +48,7 @@ address=$(bash ray_node.sh address 300)
 echo "$address" >"$meet/address.new"
 mv "$meet/address.new" "$meet/address"
 
-timeout --preserve-status --signal=USR1 "$((seconds > 1200 ? seconds - 600 : seconds))" \
-  python "$@" ray.address="$address" &
+bash ray_node.sh job "$seconds" python "$@" ray.address="$address" &
 job=$!
 children+=("$job")
 trap 'kill -TERM "$job"' TERM

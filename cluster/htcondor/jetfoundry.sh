@@ -10,5 +10,4 @@ export HOME="${HOME:-$_CONDOR_SCRATCH_DIR}" RAY_TMPDIR="$_CONDOR_SCRATCH_DIR"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$_CONDOR_SCRATCH_DIR/token" RAY_NODE_DIR=/tmp/unused
 bash ray_node.sh token
 
-# `timeout` hands the farm's SIGTERM on; SIGUSR1 asks for a checkpoint and an end.
-exec timeout --preserve-status --signal=USR1 "$(($1 > 1200 ? $1 - 600 : $1))" python "${@:2}"
+exec bash ray_node.sh job "$1" python "${@:2}"

@@ -190,6 +190,26 @@ def test_a_htcondor_job_is_asked_to_end_before_its_time_is_over_and_tells_so(tmp
     assert (tmp_path / "token").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize(
+    ("asked_by", "then", "status"),
+    [
+        ("a file `stop`", "sys.exit(130)", 0),
+        ("the farm", "print(1, flush=True); time.sleep(30)", 130),
+        ("nobody", "sys.exit(3)", 3),
+    ],
+)
+def test_only_a_job_that_the_farm_ended_is_queued_again(tmp_path, surroundings, asked_by, then, status):
+    code = f"import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); {then}"
+    command = ["bash", CLUSTER / "ray_node.sh", "job", "100", sys.executable, "-c", code]
+    environment = surroundings(RAY_NODE_DIR="/tmp/unused", RAY_AUTH_TOKEN_PATH=tmp_path / "token")
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        if asked_by == "the farm":
+            assert process.stdout
+            assert process.stdout.readline()
+            process.terminate()
+        assert process.wait(20) == status
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_on_premises_node_is_started_again_and_ended_by_its_own_id(tmp_path, short, surroundings):

@@ -199,6 +199,8 @@ def test_gcp_machines_fit_googles_own_description_and_its_network_is_not_the_ope
         (interface,) = machine["networkInterfaces"]
         assert "default" not in interface["subnetwork"]  # that one lets in SSH from the whole internet
         assert machine["tags"]["items"]
+        (disk,) = machine["disks"]
+        assert disk["initializeParams"]["diskType"].endswith("pd-balanced")  # G2 takes no pd-standard, the default
         spoilt = {**machine, "scheduling": [{"preemptible": True}], "machinetype": "n2-standard-8"}
         assert len(misfits(spoilt, schemas["Instance"], schemas, kind)) == 2
 
@@ -383,6 +385,7 @@ def test_htcondor_reads_the_submit_files_as_we_mean_them(name):
         assert (ROOT / path).exists()
     done = {code: leaves(classad, submit["on_exit_remove"], code) for code in (0, 1, 130)}
     assert done == {0: True, 1: True, 130: False}  # 130: a checkpoint was written, go on
+    assert leaves(classad, submit["on_exit_remove"], 130, starts=20)  # not for ever
     used = set(submit) - {"nodes", "gpus", "command", "MY.MaxRuntime"}
     assert used <= set(SUBMIT_COMMANDS.split())  # the parser keeps what it does not know
     with pytest.raises(ValueError, match="parse"):
@@ -394,8 +397,8 @@ when_to_transfer_output transfer_output_files environment request_cpus request_g
 job_max_vacate_time on_exit_remove log output stream_output"""
 
 
-def leaves(classad: Any, expression: str, code: int) -> bool:
-    ad = classad.ClassAd({"ExitBySignal": False, "ExitCode": code})
+def leaves(classad: Any, expression: str, code: int, starts: int = 1) -> bool:
+    ad = classad.ClassAd({"ExitBySignal": False, "ExitCode": code, "NumJobStarts": starts})
     ad["leaves"] = classad.ExprTree(expression)
     return bool(ad.eval("leaves"))
 

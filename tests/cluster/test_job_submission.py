@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -105,9 +106,15 @@ def test_a_clean_clone_brings_its_own_code(head):
 
 def test_the_kubernetes_job_finds_its_code_on_the_shared_disk(head, tmp_path):
     """What cluster/kuberay/rayjob.yaml says, with this disk for /shared."""
-    code = tmp_path / "COMMIT"
+    code = tmp_path / "abc1234"
     subprocess.run(["git", "clone", "--quiet", head.clone, code], check=True)
-    job, _ = yaml.safe_load_all((CLUSTER / "kuberay" / "rayjob.yaml").read_text())
+    file = CLUSTER / "kuberay" / "rayjob.yaml"
+    submit = re.search(r"#   (sed .*rayjob.yaml) \| kubectl apply", file.read_text())[1].replace("COMMIT", "abc1234")
+    filled = subprocess.run(
+        ["bash", "-c", submit], cwd=CLUSTER.parent, check=True, capture_output=True, text=True
+    ).stdout
+    job, _ = yaml.safe_load_all(filled)
+    assert yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"] == {"JETFOUNDRY_COMMIT": "abc1234"}
     text = job["spec"]["runtimeEnvYAML"].replace("/shared/code", str(tmp_path))
     words = ["job", "submit", "--runtime-env-json", json.dumps(yaml.safe_load(text)), "--"]
     script = "import os, ray, jetfoundry; ray.init(logging_level='ERROR'); "
