@@ -20,15 +20,16 @@ def case(name, kind, workers):
     return Case(name, kind, workers, run=lambda: None, arguments={})
 
 
-def test_efficiency_is_over_one_worker_of_the_same_kind():
+def test_efficiency_is_over_all_runs_with_one_worker_whose_work_is_the_same_in_both_kinds():
     cases = [case("ingest", "weak", 2), case("ingest", "weak", 1), case("ingest", "strong", 1)]
     found = {0: [Measured(200, 1.0), Measured(150, 1.0), Measured(180, 1.0)], 1: [Measured(100, 1.0)]}
-    found[2] = [Measured(10, 1.0)]
+    found[2] = [Measured(110, 1.0), Measured(90, 1.0)]
     rows = {(row["kind"], row["workers"]): row for row in rows_of(cases, found)}
     assert rows["weak", 2]["jets_per_s"] == 180
     assert (rows["weak", 2]["slowest"], rows["weak", 2]["fastest"]) == (150, 200)
     assert rows["weak", 2]["efficiency"] == pytest.approx(0.9)
     assert rows["strong", 1]["efficiency"] == 1
+    assert rows["strong", 1]["baseline"] == rows["weak", 2]["baseline"] == 100
 
 
 def test_overhead_is_by_round_and_compares_the_losses():
@@ -60,6 +61,14 @@ def test_one_node_by_hand(monkeypatch):
     assert got.used["storage"] == got.used["cores"] == pytest.approx(0.5)
     assert got.hours == pytest.approx(819_200_000 / 4000 / 3600)
     assert got.dollars == pytest.approx(got.hours * 4 * 2)
+
+
+def test_a_storage_that_is_too_slow_makes_hours_and_price_grow():
+    fast = estimate(AWS_A10G, 256)
+    slow = estimate(dataclasses.replace(AWS_A10G, storage=fast.storage / 2), 256)
+    assert slow.used["storage"] == pytest.approx(2)
+    assert (slow.hours, slow.dollars) == pytest.approx((2 * fast.hours, 2 * fast.dollars))
+    assert slow.jets_per_s == fast.jets_per_s
 
 
 def test_the_docs_hold_the_table_as_it_is():

@@ -2,10 +2,12 @@
 
     python tests/cluster/chaos.py 24 docs/benchmarks/chaos_2x-cpu_2026-11-23.md
 
-On a cluster of several raylets on this machine, an ingest, a pre-training and a fan-out of trials run once in peace.
-Then each kill has a run of its own: at a random moment a worker process, a data actor, a whole node (another one
-comes) or the driver is killed with signal 9. A job that ends is started again by the same command, until it is done.
-The shards must have the same content (every jet once), the training the same metrics, the fan-out the same table.
+On a cluster of several raylets on this machine, an ingest, a pre-training and a fan-out of trials run in peace, three
+times each. Then each kill has a run of its own: at a random moment a worker process, a data actor, a whole node
+(another one comes) or the driver is killed with signal 9. A job that ends is started again by the same command, until
+it is done. The shards must have the same content (every jet once), the training the same metrics, the fan-out the
+same table. Recovery is the time from the kill to the first unit of ingest, metrics row or trial that was not there at
+the kill; in brackets where nothing was left to write but the end of the job.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import json
 import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -50,25 +54,27 @@ budget: {epochs: 5, batch_size: 64}
 """
 # In turn. An ingest has no actors of its own; of a fan-out they are those that embed the jets.
 PAIRS = (
-    ("ingest", "worker"), ("pre-training", "worker"), ("fan-out", "data actor"), ("ingest", "node"),
-    ("pre-training", "node"), ("fan-out", "node"), ("ingest", "driver"), ("pre-training", "driver"),
+    ("ingest", "worker"), ("pre-training", "driver"), ("fan-out", "data actor"), ("ingest", "node"),
+    ("pre-training", "node"), ("fan-out", "node"), ("ingest", "driver"), ("pre-training", "worker"),
     ("fan-out", "driver"), ("fan-out", "worker"),
 )  # fmt: skip
 Tell = Callable[[str], None]
 
 
 class NobodyToKill(Exception):
-    """The job ended before there was a process of the wanted kind."""
+    """The job was over, or had no process of the wanted kind any more."""
 
 
 @dataclasses.dataclass
 class Kill:
-    """One kill and what became of it; `starts` of the command, times in seconds."""
+    """One kill and what became of it; `starts` of the command, times in seconds, `quiet` the median of quiet runs."""
 
     job: str
     victim: str
     at: float
     starts: int
+    recovery: float
+    at_the_end: bool
     quiet: float
     took: float
     same: bool
@@ -76,12 +82,13 @@ class Kill:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A command, and what must be the same after it."""
+    """A command, what must be the same after it, and a number that grows with what it has written."""
 
     name: str
     command: list[str]
     folder: Path
     result: Callable[[Path], Any]
+    progress: Callable[[Path], int]
 
 
 @contextlib.contextmanager
@@ -140,14 +147,35 @@ def jobs(work: Path) -> list[Job]:
         rows = files.read_json(folder / "summary.json")["table"]
         return [(row["method"], row["size"], row["figure"], row["value"]) for row in rows]
 
+    def units(folder: Path) -> int:
+        return len(list(folder.glob("units/*.json")))
+
+    def step(folder: Path) -> int:
+        return max((row["step"] for row in runs.read_metrics(folder / "metrics.jsonl")), default=0)
+
+    def trials(folder: Path) -> int:
+        return len(list(folder.glob("trials/*.json")))
+
     data = work / "shards"
     fan_out = ["methods=probe,mlp", "seeds=2", "sizes=0.5,1", "replicas=30", "embed_workers=1", "method.mlp.epochs=5"]
     fan_out += ["method.mlp.widths=[4,8]", "method.mlp.depths=[1]", "backbone={backbone}", f"data={data}"]
     training = ["tests/train/pretrain_only.py", "jobs/recipes/demo.yaml"]
     return [
-        Job("ingest", ["jobs/ingest.py", f"input={work / 'root'}/*.root", "output={out}"], data, shards),
-        Job("pre-training", [*training, f"data={data}", "run={out}", *SMALL], work / "run", metrics),
-        Job("fan-out", ["jobs/transfer.py", str(work / "toy.yaml"), "output={out}", *fan_out], work / "out", figures),
+        Job(
+            "ingest",
+            ["jobs/ingest.py", f"input={work / 'root'}/*.root", "output={out}", "shards.jets_per_task=1000"],
+            data,
+            shards,
+            units,
+        ),
+        Job("pre-training", [*training, f"data={data}", "run={out}", *SMALL], work / "run", metrics, step),
+        Job(
+            "fan-out",
+            ["jobs/transfer.py", str(work / "toy.yaml"), "output={out}", *fan_out],
+            work / "out",
+            figures,
+            trials,
+        ),
     ]
 
 
@@ -160,25 +188,35 @@ def _toys() -> Any:
     return module
 
 
-def start(job: Job, out: Path, address: str) -> subprocess.Popen[str]:
-    """Its backbone is its own, in which no embeddings are kept yet when it is started for the first time."""
+def start(job: Job, out: Path, address: str) -> subprocess.Popen[bytes]:
+    """Its backbone is its own, in which no embeddings are kept yet when it is started for the first time; its messages
+    are in the file `<out>.log`."""
     backbone = out.with_name(f"{out.name}-backbone")
     if not backbone.exists():
         shutil.copytree(job.folder.parent / "backbone", backbone)
     command = [part.replace("{out}", str(out)).replace("{backbone}", str(backbone)) for part in job.command]
-    return subprocess.Popen(
-        [sys.executable, *command, f"ray.address={address}"], cwd=ROOT, env={**os.environ, **QUICK},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    with log_of(out).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, *command, f"ray.address={address}"], cwd=ROOT, env={**os.environ, **QUICK},
+            stdout=subprocess.DEVNULL, stderr=log,
+        )  # fmt: skip
 
 
-def quiet(job: Job, address: str) -> tuple[float, Any]:
-    """Seconds and result of a run to which nothing happens."""
-    begin = time.monotonic()
-    process = start(job, job.folder, address)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return time.monotonic() - begin, job.result(job.folder)
+def log_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.log")
+
+
+def quiet(job: Job, address: str, times: int) -> tuple[float, Any]:
+    """Seconds, the median, and result of runs to which nothing happens; what the first writes is kept."""
+    seconds, results = [], []
+    for number in range(times):
+        out = job.folder if number == 0 else job.folder.with_name(f"{job.folder.name}-quiet-{number}")
+        begin = time.monotonic()
+        assert start(job, out, address).wait(300) == 0, log_of(out).read_text()
+        seconds.append(time.monotonic() - begin)
+        results.append(job.result(out))
+    assert all(result == results[0] for result in results)
+    return statistics.median(seconds), results[0]
 
 
 def disturbed(job: Job, victim: str, wanted: tuple[float, Any], address: str, tell: Tell, pid: int, rng: Any) -> Kill:
@@ -190,29 +228,43 @@ def disturbed(job: Job, victim: str, wanted: tuple[float, Any], address: str, te
     process = start(job, out, address)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(moment)
+    there, at = job.progress(out), time.monotonic()
+    try:
+        while not _kill(process, victim, tell, pid, rng):  # none works at this moment: the next that does
+            if process.poll() is not None:
+                raise NobodyToKill
+            time.sleep(0.05)
+            there, at = job.progress(out), time.monotonic()
+        recovered = None
+        while process.poll() != 0:
+            if process.poll() is not None:
+                starts += 1
+                assert starts < 6, log_of(out).read_text()
+                process = start(job, out, address)
+            assert time.monotonic() < at + 300, log_of(out).read_text()
+            time.sleep(0.05)
+            if recovered is None and job.progress(out) > there:
+                recovered = time.monotonic() - at
+        took = time.monotonic() - begin
+        same = job.result(out) == result
+    finally:
+        shutil.rmtree(out.parent)
+    recovery = recovered or begin + took - at
+    return Kill(job.name, victim, at - begin, starts, recovery, recovered is None, seconds, took, same)
+
+
+def _kill(process: subprocess.Popen[bytes], victim: str, tell: Tell, cluster_pid: int, rng: Any) -> bool:
+    """Whether there was somebody to kill."""
+    if process.poll() is not None:
+        return False
     if victim == "driver":
         process.send_signal(signal.SIGKILL)
     elif victim == "node":
         tell("kill oldest")
         tell("add")
     else:
-        while not _kill_worker(pid, victim, rng):  # none works at this moment: the next that does
-            if process.poll() is not None:
-                shutil.rmtree(out.parent)
-                raise NobodyToKill
-            time.sleep(0.05)
-    at = time.monotonic() - begin
-    while True:
-        _, errors = process.communicate(timeout=300)
-        if process.returncode == 0:
-            break
-        starts += 1
-        assert starts < 6, errors
-        process = start(job, out, address)
-    took = time.monotonic() - begin
-    same = job.result(out) == result
-    shutil.rmtree(out.parent)
-    return Kill(job.name, victim, at, starts, seconds, took, same)
+        return _kill_worker(cluster_pid, victim, rng)
+    return True
 
 
 def _kill_worker(cluster_pid: int, victim: str, rng: Any) -> bool:
@@ -230,13 +282,13 @@ def _kill_worker(cluster_pid: int, victim: str, rng: Any) -> bool:
     return False
 
 
-def run(kills: int, work: Path, seed: int = 1) -> list[Kill]:
+def run(kills: int, work: Path, seed: int = 1, quiet_runs: int = 3) -> list[Kill]:
     """So many kills, over all jobs and victims in turn."""
     rng = random.Random(seed)
     found: list[Kill] = []
     with cluster(2) as (address, tell, pid):
         every = jobs(work)
-        peace = {job.name: quiet(job, address) for job in every}
+        peace = {job.name: quiet(job, address, quiet_runs) for job in every}
         for number in range(kills):
             name, victim = PAIRS[number % len(PAIRS)]
             job = next(each for each in every if each.name == name)
@@ -250,12 +302,13 @@ def run(kills: int, work: Path, seed: int = 1) -> list[Kill]:
 def table(found: list[Kill]) -> str:
     """The kills as Markdown."""
     lines = [
-        "| job | killed | at [s] | starts of the command | quiet run [s] | this run [s] | result |",
-        "| --- " * 7 + "|",
+        "| job | killed | at [s] | starts of the command | recovery [s] | quiet run [s] | this run [s] | result |",
+        "| --- " * 8 + "|",
     ]
     lines += [
-        f"| {each.job} | {each.victim} | {each.at:.1f} | {each.starts} | {each.quiet:.1f} | {each.took:.1f} "
-        f"| {'the same' if each.same else 'ANOTHER'} |"
+        f"| {each.job} | {each.victim} | {each.at:.1f} | {each.starts} "
+        f"| {f'({each.recovery:.1f})' if each.at_the_end else f'{each.recovery:.1f}'} "
+        f"| {each.quiet:.1f} | {each.took:.1f} | {'the same' if each.same else 'ANOTHER'} |"
         for each in found
     ]
     return "\n".join(lines)
@@ -275,5 +328,7 @@ if __name__ == "__main__":
         f"{wrong} results differ from the quiet run's.\n\n{__doc__.strip().split(chr(10) * 2, 2)[2]}\n\n"
     )
     Path(sys.argv[2]).write_text(head + table(kills) + "\n")
+    record = {"hardware": machine, "kills": [dataclasses.asdict(kill) for kill in kills]}
+    Path(sys.argv[2]).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     shutil.rmtree(work)
     sys.exit(1 if wrong else 0)

@@ -51,9 +51,10 @@ CLUSTERS = (AWS_A10G, AWS_H100)
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """For a number of GPUs: jets/s of all, seconds of a step and of its exchange of gradients, bytes/s of the storage,
-    cores of a node that load, bytes of a node's object store (only with loader.feed=ray), hours of a pass over all jets
-    and of the published training, its price [$], and by resource how much of it is used."""
+    """For a number of GPUs: jets/s that all could take, seconds of a step and of its exchange of gradients, bytes/s that
+    the storage is asked for, cores of a node that load, bytes of a node's object store (only with loader.feed=ray), hours of a pass over all jets
+    and of the published training and its price [$], with no more than the storage gives, and by resource how much of it
+    is asked for."""
 
     gpus: int
     jets_per_s: float
@@ -88,7 +89,8 @@ def estimate(cluster: Cluster, gpus: int) -> Estimate:
     rate = gpus * cluster.batch / (step + exchange)
     storage, cores = rate * READ_BYTES, rate / nodes / LOADED_PER_CORE
     object_store = min(gpus, cluster.gpus) * RAY_WINDOWS * BATCH_BYTES
-    hours = PUBLISHED / rate / 3600
+    fed = rate / max(1.0, storage / cluster.storage)  # the jets/s that the storage gives at most
+    hours = PUBLISHED / fed / 3600
     used = {
         "network": exchange / (step + exchange),
         "storage": storage / cluster.storage,
@@ -99,7 +101,7 @@ def estimate(cluster: Cluster, gpus: int) -> Estimate:
     return Estimate(
         **sizes,  # type: ignore[arg-type]
         object_store=object_store,
-        hours_of_pass=JETS / rate / 3600,
+        hours_of_pass=JETS / fed / 3600,
         hours=hours,
         dollars=hours * gpus * cluster.price,
         used=used,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
 import importlib.metadata
 import re
@@ -59,8 +60,12 @@ checkpoint; also the validation, which the plain loop was not given). Losses of 
 
 
 def rows_of(cases: list[Case], found: dict[int, list[Measured]]) -> list[dict[str, Any]]:
-    """A row for each case; its efficiency is over the case of the same name and kind with one worker."""
-    single = {(case.name, case.kind): rate(found[i]) for i, case in enumerate(cases) if case.workers == 1}
+    """A row for each case; its efficiency is over all runs with one worker of the same name (`baseline`, jets/s): one
+    worker has the same work in strong and in weak scaling."""
+    alone: dict[str, list[Measured]] = collections.defaultdict(list)
+    for index, case in enumerate(cases):
+        if case.workers == 1:
+            alone[case.name] += found[index]
     rows = []
     for index, case in sorted(enumerate(cases), key=lambda pair: (pair[1].name, pair[1].kind, pair[1].workers)):
         rates = [run.jets / run.seconds for run in found[index]]
@@ -73,7 +78,8 @@ def rows_of(cases: list[Case], found: dict[int, list[Measured]]) -> list[dict[st
                 "jets_per_s": rate(found[index]),
                 "slowest": min(rates),
                 "fastest": max(rates),
-                "efficiency": rate(found[index]) / (case.workers * single[case.name, case.kind]),
+                "baseline": rate(alone[case.name]),
+                "efficiency": rate(found[index]) / (case.workers * rate(alone[case.name])),
                 "around": statistics.median(run.around for run in found[index]),
             }
         )
