@@ -140,7 +140,32 @@ CONFIGS = {
     "jobs/ingest.py": "data.ingest.IngestConfig",
     "jobs/evaluate.py": "downstream.score_files.ScoreConfig",
     "jobs/transfer.py": "downstream.transfer.TransferConfig",
+    "jobs/pretrain.py": "train.recipe.Recipe",
 }
+
+
+def calls(path: Path) -> list[list[str]]:
+    """Words of every job's command line in a file of cluster/ or a page, in its comments and entry points, too."""
+    text = re.sub(r"\\\n#? *", "", path.read_text())
+    return [found.split() for found in re.findall(r"jobs/\w+\.py +(?:[\w./]+\.yaml|\w[\w.]*=)[^\"`#\n|]*", text)]
+
+
+FILES = [*PAGES, *sorted(path for path in (ROOT / "cluster").rglob("*") if path.suffix in (".yaml", ".sub", ".sh"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_options_of_every_command_are_options_of_the_job(path):
+    for job, *words in calls(path):
+        if job not in CONFIGS:
+            continue
+        module, _, name = f"jetfoundry.{CONFIGS[job]}".rpartition(".")
+        known = {key for key, *_ in config.describe(getattr(importlib.import_module(module), name))} | {"dry_run"}
+        for word in words:
+            key, equals, _ = word.partition("=")
+            assert not equals or key in known, (job, word)
+            assert equals or not word.startswith(("jobs/", "datasets/")) or (ROOT / word).exists(), (job, word)
+    if re.search("(ray job submit|sbatch|condor_submit) .", path.read_text()) and path.name != "runtime_env.yaml":
+        assert calls(path), "no command to submit is found"
 
 
 def test_the_table_names_our_options_as_they_are():
