@@ -51,10 +51,10 @@ CLUSTERS = (AWS_A10G, AWS_H100)
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """For a number of GPUs: jets/s that all could take, seconds of a step and of its exchange of gradients, bytes/s that
-    the storage is asked for, cores of a node that load, bytes of a node's object store (only with loader.feed=ray), hours of a pass over all jets
-    and of the published training and its price [$], with no more than the storage gives, and by resource how much of it
-    is asked for."""
+    """For a number of GPUs: jets/s that all could take, seconds of a step and of its exchange of gradients, bytes/s
+    that the storage is asked for, cores of a node that load, bytes of a node's object store (only with
+    loader.feed=ray), hours of a pass over all jets and of the published training and its price [$], with no more than
+    the storage gives, and by resource how much of it is asked for."""
 
     gpus: int
     jets_per_s: float

@@ -7,9 +7,9 @@
     training            `pretrain` under Ray Train, workers of one thread; jets/s while it trains
     plain loop          `train/loop.py` on the same batches with the same weights, in one process without Ray
 
-Seconds are wall time. Efficiency is jets/s of N workers over N times those of one (the median of its runs in both kinds of scaling, whose
-work is the same); of training it is that of steps, and what comes before the first and after the last step stands in a
-column of its own.
+Seconds are wall time. Efficiency is jets/s of N workers over N times those of one (the median of its runs in both kinds
+of scaling, whose work is the same); of training it is that of steps, and what comes before the first and after the last
+step stands in a column of its own.
 """
 
 from __future__ import annotations
