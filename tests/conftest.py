@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +31,7 @@ os.environ.update(
 
 import awkward as ak
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -82,6 +85,30 @@ def ray_local() -> Iterator[ModuleType]:
     context.enable_progress_bars = False
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def killed() -> Callable[..., None]:
+    """`killed(job, signal.SIGKILL)`: send a signal to a job (a Popen) and wait until all that it had started is gone,
+    too: workers go on until they see that the driver is no more."""
+    return _killed
+
+
+def _killed(job: subprocess.Popen[str], signal_number: int, seconds: float = 60) -> None:
+    started = psutil.Process(job.pid).children(recursive=True)
+    # Ray's agents live for some minutes more, and write nothing.
+    started = [process for process in started if "Agent" not in process.name()]
+    job.send_signal(signal_number)
+    deadline = time.monotonic() + seconds
+    while any(map(_runs, started)):
+        assert time.monotonic() < deadline, list(filter(_runs, started))
+        time.sleep(0.1)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @pytest.fixture(scope="session")

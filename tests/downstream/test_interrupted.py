@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,9 +38,15 @@ OPTIONS = [
 def command(tmp_path, small_model, toy_shards):
     """The command, and the folder of its results."""
     toy_shards(tmp_path / "shards", train=300, val=100)
+    shutil.copytree(small_model, tmp_path / "backbone")
     (tmp_path / "toy.yaml").write_text(TASK)
     out = tmp_path / "out"
-    where = [str(tmp_path / "toy.yaml"), f"backbone={small_model}", f"data={tmp_path / 'shards'}", f"output={out}"]
+    where = [
+        str(tmp_path / "toy.yaml"),
+        f"backbone={tmp_path / 'backbone'}",
+        f"data={tmp_path / 'shards'}",
+        f"output={out}",
+    ]
     return [sys.executable, "jobs/transfer.py", *where, *OPTIONS], out
 
 
@@ -57,7 +63,7 @@ def results(out: Path) -> dict[str, int]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
-def test_an_interrupted_fan_out_keeps_what_was_committed_and_does_the_rest(command, kill):
+def test_an_interrupted_fan_out_keeps_what_was_committed_and_does_the_rest(command, kill, killed):
     arguments, out = command
     job = start(arguments)
     deadline = time.monotonic() + 120
@@ -65,7 +71,7 @@ def test_an_interrupted_fan_out_keeps_what_was_committed_and_does_the_rest(comma
         assert job.poll() is None, job.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(job.pid, kill)
+    killed(job, kill)
     _, errors = job.communicate(timeout=60)
     assert job.returncode == (-signal.SIGKILL if kill == signal.SIGKILL else 130), errors
     assert not (out / "summary.json").exists()

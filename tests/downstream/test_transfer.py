@@ -51,7 +51,7 @@ def workplace(tmp_path_factory, small_model, toy_shards):
     """Two backbones, one with two class tokens, two tasks, 300 + 100 toy jets."""
     folder = tmp_path_factory.mktemp("transfer")
     toy_shards(folder / "shards", train=300, val=100)
-    shutil.copytree(small_model, folder / "one")
+    shutil.copytree(small_model, folder / "one", ignore=shutil.ignore_patterns("embeddings"))
     file = load_model(small_model / "model.pt")
     tokens = (TaskConfig(), TaskConfig(name="contrastive", class_blocks="classification", outputs=4))
     wider = dataclasses.replace(file.model_config, tasks=tokens)

@@ -14,7 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from jetfoundry import files, runs
@@ -61,21 +60,6 @@ def started(workplace, ray_folder, name, arguments):
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_for_the_end_of_processes(folder, seconds=60):
-    """Those with the folder in their environment, as all have that a job started."""
-    deadline = time.monotonic() + seconds
-    while True:
-        running = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("RAY_TMPDIR") == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                    running.append(process)
-        if not running:
-            return
-        assert time.monotonic() < deadline, [process.cmdline() for process in running]
-        time.sleep(0.5)
 
 
 def whole_demo(workplace, ray_folder, place):
@@ -165,7 +149,7 @@ def test_the_whole_demo_with_everything_on_s3(workplace, ray_folder, bucket, sec
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_pre_training_on_s3_that_was_killed_continues_from_its_checkpoint(
-    workplace, ray_folder, bucket, toy_shards, secrets
+    workplace, ray_folder, bucket, toy_shards, secrets, killed
 ):
     toy_shards(files.place(f"{bucket}/shards"), train=400, val=100)
     arguments = [
@@ -180,9 +164,8 @@ def test_a_pre_training_on_s3_that_was_killed_continues_from_its_checkpoint(
             break
         assert process.poll() is None, process.communicate()[1][-4000:]
         time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
+    killed(process, signal.SIGKILL)
     process.communicate()
-    wait_for_the_end_of_processes(ray_folder)  # they write until they see that the driver is gone
     reached = max(row["step"] for row in runs.read_metrics(run_folder / "metrics.jsonl"))
     assert 0 < reached < 400
     assert files.read_text(run_folder / "log.txt").count("$ pretrain.py") == 1
