@@ -215,7 +215,7 @@ def quiet(job: Job, address: str, times: int) -> tuple[float, Any]:
         assert start(job, out, address).wait(300) == 0, log_of(out).read_text()
         seconds.append(time.monotonic() - begin)
         results.append(job.result(out))
-    assert all(result == results[0] for result in results)
+    assert all(result == results[0] for result in results), f"quiet runs of {job.name} differ: {results}"
     return statistics.median(seconds), results[0]
 
 
