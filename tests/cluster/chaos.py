@@ -157,15 +157,8 @@ def jobs(work: Path) -> list[Job]:
         return len(list(folder.glob("trials/*.json")))
 
     data = work / "shards"
-    # One point for each grid: which of several ASHA stops depends on the order in which they come.
     fan_out = ["methods=probe,mlp", "seeds=2", "sizes=0.5,1", "replicas=30", "embed_workers=1", "method.mlp.epochs=5"]
-    fan_out += [
-        "method.mlp.widths=[4]",
-        "method.mlp.depths=[1]",
-        "method.mlp.lrs=[0.01]",
-        "backbone={backbone}",
-        f"data={data}",
-    ]
+    fan_out += ["method.mlp.widths=[4,8]", "method.mlp.depths=[1]", "backbone={backbone}", f"data={data}"]
     training = ["tests/train/pretrain_only.py", "jobs/recipes/demo.yaml"]
     return [
         Job(

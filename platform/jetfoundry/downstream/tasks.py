@@ -158,14 +158,6 @@ class Task:
         scheme = self.label.label_scheme
         return None if scheme is None or self.label.other else tuple("+".join(names) for names in scheme.members)
 
-    @property
-    def identity(self) -> str:
-        """Twelve hex digits that change with whatever changes labels, training or figures, but not with the jets: those
-        have a hash of their own."""
-        scheme = self.label.label_scheme
-        tree = {"task": config.to_dict(self), "scheme": scheme.table if scheme else ()}
-        return config.fingerprint(tree, ignore=[f"task.{key}" for key in ("title", "data", "simulation", "schema")])
-
     @functools.cached_property
     def columns(self) -> list[str]:
         """Stored columns that all formulas of the task read."""
