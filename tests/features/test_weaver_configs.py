@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ def weaver() -> Any:
         warnings.simplefilter("ignore")  # weaver's own
         from weaver.utils import dataset
         from weaver.utils.data import preprocess
-    preprocess.time.sleep = lambda _: None  # it waits ten seconds after each warning
+    # It waits ten seconds after each warning. Its own name `time` only: all of this process share the module's sleep.
+    preprocess.time = SimpleNamespace(sleep=lambda _: None)
     return dataset, preprocess
 
 

@@ -159,10 +159,10 @@ def test_a_pre_training_on_s3_that_was_killed_continues_from_its_checkpoint(
     ]  # fmt: skip
     process = started(workplace, ray_folder, "pretrain", arguments)
     run_folder = files.place(f"{bucket}/run")
-    for _ in range(600):
-        if len(list(run_folder.glob("checkpoints/step_*/state.pt"))) > 1:
-            break
+    deadline = time.monotonic() + 300
+    while len(list(run_folder.glob("checkpoints/step_*/state.pt"))) < 2:
         assert process.poll() is None, process.communicate()[1][-4000:]
+        assert time.monotonic() < deadline, sorted(everything_in(f"{bucket}/run"))
         time.sleep(0.2)
     killed(process, signal.SIGKILL)
     process.communicate()
